@@ -1,0 +1,1 @@
+"""Configuration: typed sections, YAML recipes, dotted overrides, one-line errors."""

@@ -1,0 +1,1 @@
+"""Shards, their index, the plan of samples and the stream of batches."""

@@ -1,0 +1,1 @@
+"""Adapters from folders of originals to samples, one module a data set."""

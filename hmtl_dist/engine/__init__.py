@@ -1,0 +1,1 @@
+"""The engines that turn losses into optimizer steps, and the consolidated checkpoint."""

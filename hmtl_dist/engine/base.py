@@ -1,0 +1,66 @@
+"""What the loop needs of an engine: a forward, a backward, a step, and a state that outlives the process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class EngineState:
+    """The consolidated training state: the same tensors for every engine, ZeRO stage and world size.
+
+    Tensor names are those of `nn.Module.state_dict()` of the unwrapped module; nothing in it needs unpickling.
+    """
+
+    model: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Parameters and buffers, full precision."""
+    optimizer: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Per-parameter optimizer state as `<parameter name>/<state name>`, such as `backbone.conv_stem.weight/exp_avg`."""
+    ema: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Averaged parameters and buffers; empty when EMA is off."""
+    counters: dict[str, int] = field(default_factory=dict[str, int])
+    """`global_step` (optimizer steps) and `micro_step` (forward passes)."""
+
+
+class Engine(Protocol):
+    """Owns the optimizer, the learning-rate schedule, accumulation, clipping, autocast and EMA of one rank."""
+
+    module: nn.Module
+    """The unwrapped model, on the device."""
+    device: torch.device
+    global_step: int
+    """Optimizer steps taken so far."""
+    micro_step: int
+    """Micro-batches processed so far."""
+
+    def forward(self, views: Mapping[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
+        """Run the model in training mode on the named views; returns head outputs as task -> view -> tensor."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch; the engine divides by the number of accumulated micro-batches."""
+        ...
+
+    def step(self) -> bool:
+        """Take an optimizer step if this micro-batch closes an accumulation; returns whether one was taken."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next optimizer step."""
+        ...
+
+    def evaluation_module(self) -> nn.Module:
+        """Return the module to evaluate: the EMA weights where EMA is on, else the current ones."""
+        ...
+
+    def state(self) -> EngineState:
+        """Gather the consolidated state, on CPU; collective: every rank must call it."""
+        ...
+
+    def load_state(self, state: EngineState) -> None:
+        """Restore a consolidated state, whatever engine or world size wrote it; collective."""
+        ...

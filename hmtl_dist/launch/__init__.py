@@ -1,0 +1,1 @@
+"""Ways to place workers: this process, or Ray Train."""

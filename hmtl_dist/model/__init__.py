@@ -1,0 +1,1 @@
+"""The shared timm backbone and the heads that tasks ask for."""

@@ -1,0 +1,1 @@
+"""A local S3 server and MLflow server, for demos, tests and single machines."""

@@ -1,0 +1,152 @@
+"""What a task is: views and targets out of a batch, the head it needs, and its loss as sums over samples.
+
+Shape legend: B samples of one rank's micro-batch, H x W pixels, C channels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from hmtl_dist.config.base import Section
+
+CLEAN = "clean"
+"""Name of the view that shows the augmented picture itself."""
+
+
+class TaskConfig(Section):
+    """What every task's section shares; a task adds its own fields and a `type` literal."""
+
+    weight: float = 1.0
+    """Factor of this task's loss in the total; 0 keeps the head and its metrics but trains nothing by it."""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Global pooling, dropout, one linear layer: output `[B, out_features]`."""
+
+    out_features: int
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class DecoderHead:
+    """A light U-shaped decoder over the backbone's multi-scale features: output `[B, out_channels, H, W]`."""
+
+    out_channels: int = 3
+
+
+HeadSpec = LinearHead | DecoderHead
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One rank's micro-batch on the device, augmented, before any task has touched it."""
+
+    images: Tensor
+    """Pictures in [0, 1], float `[B, 3, H, W]`."""
+    labels: Mapping[str, Tensor]
+    """Category labels int64 `[B]` (-1 = missing), number labels float32 `[B]` (NaN = missing)."""
+    weight: Tensor
+    """Loss weight of each sample, float `[B]`: 0 for damaged or padded samples, which must add nothing to any sum."""
+    seed: int
+    """Seed of the run."""
+    epoch: int
+    """Epoch the samples belong to."""
+    positions: Tensor
+    """Position of each sample in the epoch, int64 `[B]`: with seed and epoch the key of every draw."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a task adds to a step."""
+
+    views: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """New views by name, float `[B, 3, H, W]` in [0, 1]; the clean view always exists and is not repeated here."""
+    targets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Whatever `loss` needs, by name."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A loss as a sum over this rank's counted elements and their number, so that its mean is global over ranks."""
+
+    sum: Tensor
+    """Differentiable sum, scalar float32."""
+    count: Tensor
+    """Number (or total weight) of the counted elements, scalar float32, no gradient; may be 0."""
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
+    """Further figures by name, each as (sum, count), detached scalars."""
+
+
+class Ranks(Protocol):
+    """The process group as a task or weighting sees it."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Return the element-wise sum over ranks, detached; collective."""
+        ...
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Return the ranks' equal-shaped tensors joined along axis 0, differentiable in the own part; collective."""
+        ...
+
+
+class SingleRank:
+    """The group of one."""
+
+    rank = 0
+    world_size = 1
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Return the tensor, detached."""
+        return tensor.detach()
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensor."""
+        return tensor
+
+
+Supervise = Literal["clean", "corrupted", "both"]
+"""Which picture the supervised heads read beside a pretext task: the clean one, its corrupted view, or both."""
+
+
+class Task(ABC):
+    """One task of a hybrid multi-task model, built from its own section of the configuration."""
+
+    view: str = CLEAN
+    """The view this task's head reads; a supervised task's views are set by the objective instead."""
+    supervise: Supervise = "clean"
+    """What this task asks the supervised heads to read; only pretext tasks change it."""
+    is_pretext: bool = False
+    """Whether labels come from the picture itself; a pretext task has no part in inference."""
+
+    def __init__(self, name: str, weight: float) -> None:
+        self.name = name
+        self.weight = weight
+
+    @abstractmethod
+    def head_spec(self) -> HeadSpec:
+        """Say what head the model must build for this task."""
+
+    @abstractmethod
+    def prepare(self, inputs: Inputs) -> Prepared:
+        """Make the views and targets of one micro-batch; every draw is keyed by (seed, epoch, position)."""
+
+    @abstractmethod
+    def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
+        """Compare the head's outputs, by the name of the view each was computed on, with the targets."""
+
+    def after_step(self) -> None:
+        """Do what follows an optimizer step, such as moving an average; nothing by default."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return tensors that a checkpoint must keep for this task; none by default."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""

@@ -1,0 +1,74 @@
+"""What a launcher hands to the training of one rank, and what the training says back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one rank runs."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: str
+    """A torch device name, such as `cpu` or `cuda:0`."""
+    scratch: Path
+    """Folder on this rank's machine for the journal and for files on their way to storage."""
+    storage: str
+    """URL or path of the run's folder, the same for every rank: checkpoints go there."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of progress, from rank 0."""
+
+    phase: str
+    """`train`, `evaluate` or `save`."""
+    global_step: int
+    total_steps: int
+    epoch: float
+    samples_per_second: float
+    """Pictures per second of the whole run over the last window."""
+    wait_share: float
+    """Share of wall time in [0, 1] that the step loop waited for data."""
+    learning_rate: float
+    losses: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Global mean loss of each task over the window, and `total`."""
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Evaluation figures, when there are new ones."""
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the training of a run ended; equal on every rank."""
+
+    status: str
+    """`FINISHED` or `STOPPED` (orderly, can be resumed)."""
+    global_step: int
+    total_steps: int
+    metrics: Mapping[str, float]
+    """The last evaluation's figures."""
+    checkpoint: str | None
+    """URL or path of the last complete checkpoint."""
+    samples_per_second: float
+    wait_share: float
+
+
+class Listener(Protocol):
+    """The launcher as the loop sees it."""
+
+    def progress(self, progress: Progress) -> None:
+        """Show a line of progress; called on rank 0 only, never blocks for long."""
+        ...
+
+    def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
+        """Report a step window; every rank calls it equally often, since it may be a barrier."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether this rank was asked to stop in order (a signal, a preemption notice); cheap, called every step."""
+        ...
