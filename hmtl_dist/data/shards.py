@@ -1,0 +1,436 @@
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false, reportUnknownVariableType=false
+"""Shards of a data set: plain WebDataset tars, and beside them an index that says where every sample lies.
+
+- `URL/dataset.json`: the splits; written last, a set without it is not complete.
+- `URL/<split>/index.json`: small header: fields, counts, digest of the whole.
+- `URL/<split>/shards.npz`: a row a shard: name, samples, bytes, digests, label counts.
+- `URL/<split>/shard-000000.tar`: KEY.jpg + KEY.json, readable by webdataset alone.
+- `URL/<split>/shard-000000.npz`: a row a sample: offset, length, digest, labels, group, key.
+"""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast, overload
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from hmtl_dist.data.schema import FORMAT_VERSION, DatasetHeader, Field, IndexHeader, LabelValue
+from hmtl_dist.data.storage import Storage, open_storage
+from hmtl_dist.data.tables import Column, decode_table, encode_table, text_column, texts_of
+from hmtl_dist.errors import UserError
+
+CACHED_TABLES = 8
+"""Side tables a `ShardIndex` keeps in memory."""
+
+_LABEL = "label."
+_COUNTS = "label_counts."
+_TAR_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """The samples of one shard, a row each, in the order of the tar."""
+
+    offset: NDArray[np.int64]
+    """Where the picture's bytes begin in the tar [n]."""
+    length: NDArray[np.int64]
+    """Bytes of the picture [n]."""
+    digest: NDArray[np.uint64]
+    """xxh3_64 of the picture's bytes [n]."""
+    labels: Mapping[str, NDArray[Any]]
+    """Categories as int64 [n] with -1 for none, numbers as float32 [n] with NaN for none."""
+    key_bytes: Column
+    """Keys in UTF-8 [n]."""
+    group_bytes: Column | None
+    """Groups in UTF-8 [n]; empty for none."""
+
+    @cached_property
+    def key(self) -> NDArray[np.str_]:
+        """WebDataset keys [n]."""
+        return texts_of(self.key_bytes)
+
+    @cached_property
+    def group(self) -> NDArray[np.str_] | None:
+        """Groups [n], empty text for none; None when the data set has no groups."""
+        return None if self.group_bytes is None else texts_of(self.group_bytes)
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+
+class ShardNames(Sequence[str]):
+    """Keys of the tars, relative to the data set's URL, made into text when asked for."""
+
+    def __init__(self, column: Column) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [cast(bytes, name).decode() for name in self._column[index]]
+        return cast(bytes, self._column[index]).decode()
+
+
+class ShardIndex:
+    """Index of one split; columns only, so that 10⁶ shards open in moments. Made by `open_index`; safe in threads.
+
+    Pickled by address: the copy opens the same index again, and raises when it is no longer the same.
+    """
+
+    def __init__(self, url: str, storage: Storage, header: IndexHeader, shards_table: bytes) -> None:
+        columns = decode_table(shards_table)
+        self.url = url
+        """Address of the data set (without the split)."""
+        self.storage = storage
+        """The data set's root: `names` are keys in it."""
+        self.header = header
+        """Fields, counts, digest."""
+        self.names: Sequence[str] = ShardNames(columns["name"])
+        """Key of each tar in `storage`."""
+        self.num_samples: NDArray[np.int64] = np.array(columns["num_samples"], dtype=np.int64)
+        """Samples of each shard [S]."""
+        self.num_bytes: NDArray[np.int64] = np.array(columns["num_bytes"], dtype=np.int64)
+        """Bytes of each tar [S]."""
+        self.sha256: NDArray[np.uint8] = columns["sha256"]
+        """SHA-256 of each tar [S, 32]."""
+        self.label_counts: Mapping[str, NDArray[np.int32]] = {
+            name.removeprefix(_COUNTS): column for name, column in columns.items() if name.startswith(_COUNTS)
+        }
+        """Samples of each class in each shard [S, C], for the categories."""
+        self._table_sha256 = columns["table_sha256"]
+        self._tables: OrderedDict[int, SampleTable] = OrderedDict()
+        self._lock = threading.Lock()
+        if len(self.names) != header.num_shards or int(self.num_samples.sum()) != header.num_samples:
+            raise ValueError("header and table of shards differ")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.url, self.header.split, self.header.digest)
+
+    def samples(self, shard: int) -> SampleTable:
+        """The samples of a shard: one read, checked against its digest; the last few are kept.
+
+        Raises:
+            UserError: when the side table is missing or damaged.
+        """
+        with self._lock:
+            if shard in self._tables:
+                self._tables.move_to_end(shard)
+                return self._tables[shard]
+        key = self.table_key(shard)
+        data = self.storage.read(key)
+        if hashlib.sha256(data).digest() != self._table_sha256[shard].tobytes():
+            raise UserError(
+                f"{self.url}/{key} is damaged or was replaced (its digest differs from the index): build the shard "
+                f"again, or run 'hmtl-dist data index {self.url}'"
+            )
+        table = _sample_table(decode_table(data))
+        with self._lock:
+            self._tables[shard] = table
+            while len(self._tables) > CACHED_TABLES:
+                self._tables.popitem(last=False)
+        return table
+
+    def table_key(self, shard: int) -> str:
+        """Key of a shard's side table in `storage`."""
+        return table_key(self.header.split, self.names[shard])
+
+
+def table_key(split: str, shard_key: str) -> str:
+    """Key of the side table of the tar `shard_key`."""
+    return f"{split}/{shard_key.rsplit('/', 1)[-1].removesuffix('.tar')}.npz"
+
+
+def _sample_table(columns: Mapping[str, Column]) -> SampleTable:
+    labels = {
+        name.removeprefix(_LABEL): np.array(column, dtype=np.int64 if column.dtype.kind == "i" else np.float32)
+        for name, column in columns.items()
+        if name.startswith(_LABEL)
+    }
+    return SampleTable(
+        offset=np.array(columns["offset"], dtype=np.int64),
+        length=np.array(columns["length"], dtype=np.int64),
+        digest=np.array(columns["digest"], dtype=np.uint64),
+        labels=labels,
+        key_bytes=columns["key"],
+        group_bytes=columns.get("group"),
+    )
+
+
+def _reopen(url: str, split: str, digest: str) -> ShardIndex:
+    index = open_index(url, split)
+    if index.header.digest != digest:
+        raise UserError(f"the data set {url} ({split}) was replaced while it was in use: start again")
+    return index
+
+
+def open_index(url: str, split: str) -> ShardIndex:
+    """Open the index of a split.
+
+    Raises:
+        UserError: when there is no such index, it is damaged, or another version wrote it.
+    """
+    url = url.rstrip("/")
+    storage = open_storage(url)
+    header_key, table = f"{split}/index.json", f"{split}/shards.npz"
+    if not storage.exists(header_key):
+        known = (
+            f"its splits are {', '.join(open_dataset(url).splits)}"
+            if storage.exists("dataset.json")
+            else (
+                f"build it with 'hmtl-dist data build', or index shards made elsewhere with 'hmtl-dist data index {url}'"
+            )
+        )
+        raise UserError(f"no index at {url}/{header_key}: {known}")
+    try:
+        header = IndexHeader.model_validate_json(storage.read(header_key))
+    except ValidationError as error:
+        raise UserError(_unreadable(f"{url}/{header_key}", url, error)) from error
+    shards_table = storage.read(table)
+    if header.sealed(shards_table).digest != header.digest:
+        raise UserError(
+            f"{url}/{table} does not fit {header_key} (digests differ; half-written or damaged): build the set again, "
+            f"or run 'hmtl-dist data index {url}'"
+        )
+    try:
+        return ShardIndex(url, storage, header, shards_table)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{url}/{table} is damaged ({error}): run 'hmtl-dist data index {url}'") from error
+
+
+def open_dataset(url: str) -> DatasetHeader:
+    """The name and the splits of a data set.
+
+    Raises:
+        UserError: when there is no complete data set at `url`.
+    """
+    url = url.rstrip("/")
+    storage = open_storage(url)
+    if not storage.exists("dataset.json"):
+        raise UserError(
+            f"no data set at {url} (dataset.json is missing): build it with 'hmtl-dist data build', or index shards "
+            f"made elsewhere with 'hmtl-dist data index {url}'"
+        )
+    try:
+        return DatasetHeader.model_validate_json(storage.read("dataset.json"))
+    except ValidationError as error:
+        raise UserError(_unreadable(f"{url}/dataset.json", url, error)) from error
+
+
+def _unreadable(what: str, url: str, error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "file"
+    return (
+        f"{what} cannot be read by this version (format {FORMAT_VERSION}; {where}: {first['msg']}): update hmtl_dist, "
+        f"or run 'hmtl-dist data index {url}'"
+    )
+
+
+@dataclass(frozen=True)
+class ShardSample:
+    """A sample on its way into a shard."""
+
+    key: str
+    """WebDataset key: unique in its split, ASCII, without dots."""
+    extension: Literal["jpg", "png"]
+    """Format of the picture."""
+    picture: bytes
+    """The encoded picture."""
+    labels: Mapping[str, LabelValue]
+    """Readable labels."""
+    group: str | None = None
+    """Who or what the sample belongs to."""
+    source: str = ""
+    """Where the picture came from, for people; kept in KEY.json."""
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A sample that lies in a tar."""
+
+    key: str
+    offset: int
+    length: int
+    digest: int
+    labels: Mapping[str, LabelValue]
+    group: str | None
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A row of the table of shards."""
+
+    name: str
+    """Key of the tar, relative to the data set's URL."""
+    num_bytes: int
+    sha256: bytes
+    table_sha256: bytes
+    num_samples: int
+    label_counts: Mapping[str, NDArray[np.int64]]
+
+
+class _HashingFile:
+    """A file to write to that knows the size and the SHA-256 of what went through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+
+def write_tar(path: Path, samples: Iterable[ShardSample], group: str | None) -> tuple[list[SampleRow], int, bytes]:
+    """Write a tar through `webdataset.TarWriter`: the same samples always give the same bytes.
+
+    Args:
+        path: the tar.
+        samples: in the order to write.
+        group: what groups are called in KEY.json, None for none.
+
+    Returns:
+        Its rows, its bytes and its SHA-256.
+    """
+    # webdataset imports torch, which takes seconds: who only reads an index need not wait for it.
+    from webdataset.writer import TarWriter
+
+    rows: list[SampleRow] = []
+    with path.open("wb") as file:
+        hashing = _HashingFile(file)
+        with TarWriter(hashing, encoder=False, mtime=0, user="", group="") as writer:
+            for sample in samples:
+                begin = cast(int, writer.tarstream.offset)
+                writer.write(
+                    {
+                        "__key__": sample.key,
+                        sample.extension: sample.picture,
+                        "json": _readable(sample, group),
+                    }
+                )
+                # TarWriter sorts by extension: a jpg comes before the json, a png after it.
+                length = len(sample.picture)
+                last = cast(int, writer.tarstream.offset) - -(-length // _TAR_BLOCK) * _TAR_BLOCK
+                offset = begin + _TAR_BLOCK if sample.extension == "jpg" else last
+                digest = xxhash.xxh3_64_intdigest(sample.picture)
+                rows.append(SampleRow(sample.key, offset, length, digest, sample.labels, sample.group))
+    return rows, hashing.size, hashing.sha256.digest()
+
+
+def _readable(sample: ShardSample, group: str | None) -> bytes:
+    entries: dict[str, LabelValue] = {"source": sample.source} if sample.source else {}
+    if group is not None:
+        entries[group] = sample.group
+    return json.dumps(entries | dict(sample.labels), ensure_ascii=False, sort_keys=True).encode()
+
+
+def sample_columns(rows: Sequence[SampleRow], fields: Mapping[str, Field], group: str | None) -> dict[str, Column]:
+    """The side table of a shard: categories by number (-1 for none), numbers with NaN for none."""
+    columns: dict[str, Column] = {
+        "offset": np.array([row.offset for row in rows], dtype=np.int64),
+        "length": np.array([row.length for row in rows], dtype=np.int64),
+        "digest": np.array([row.digest for row in rows], dtype=np.uint64),
+        "key": text_column([row.key for row in rows]),
+    }
+    if group is not None:
+        columns["group"] = text_column([row.group or "" for row in rows])
+    for name, field in fields.items():
+        values = [row.labels.get(name) for row in rows]
+        if field.kind == "category":
+            number = {known: place for place, known in enumerate(field.classes)}
+            codes = [-1 if value is None else number[str(value)] for value in values]
+            columns[_LABEL + name] = np.array(codes, dtype=np.int32)
+        else:
+            numbers = [np.nan if value is None else float(value) for value in values]
+            columns[_LABEL + name] = np.array(numbers, dtype=np.float32)
+    return columns
+
+
+def shard_record(name: str, table: bytes, fields: Mapping[str, Field], *, num_bytes: int, sha256: bytes) -> ShardRecord:
+    """The row of a shard in the table of shards, from the bytes of its side table."""
+    columns = decode_table(table)
+    counts = {
+        label: np.bincount(codes[codes >= 0], minlength=len(field.classes)).astype(np.int64)
+        for label, field in fields.items()
+        if field.kind == "category"
+        for codes in (columns[_LABEL + label],)
+    }
+    return ShardRecord(name, num_bytes, sha256, hashlib.sha256(table).digest(), len(columns["offset"]), counts)
+
+
+def write_index(
+    storage: Storage,
+    dataset: str,
+    split: str,
+    records: Sequence[ShardRecord],
+    *,
+    fields: Mapping[str, Field],
+    group: str | None,
+) -> IndexHeader:
+    """Write the index of a split, whose tars and side tables are already there; the header comes last.
+
+    Args:
+        storage: the data set's root.
+        dataset: name of the data set.
+        split: name of the split.
+        records: its shards, in order.
+        fields: labels of the samples.
+        group: what groups are called, None for none.
+    """
+    columns: dict[str, Column] = {
+        "name": text_column([record.name for record in records]),
+        "num_samples": np.array([record.num_samples for record in records], dtype=np.int64),
+        "num_bytes": np.array([record.num_bytes for record in records], dtype=np.int64),
+        "sha256": _digests([record.sha256 for record in records]),
+        "table_sha256": _digests([record.table_sha256 for record in records]),
+    }
+    label_counts: dict[str, list[int]] = {}
+    for name, field in fields.items():
+        if field.kind == "category":
+            counts = np.array([record.label_counts[name] for record in records], dtype=np.int64)
+            counts = counts.reshape(len(records), len(field.classes))
+            columns[_COUNTS + name] = counts.astype(np.int32)
+            label_counts[name] = [int(count) for count in counts.sum(axis=0)]
+    table = encode_table(columns)
+    header = IndexHeader(
+        dataset=dataset,
+        split=split,
+        fields=dict(fields),
+        group=group,
+        num_samples=int(columns["num_samples"].sum()),
+        num_shards=len(records),
+        num_bytes=int(columns["num_bytes"].sum()),
+        label_counts=label_counts,
+    ).sealed(table)
+    storage.write(f"{split}/shards.npz", table)
+    storage.write(f"{split}/index.json", header.model_dump_json(indent=1).encode() + b"\n")
+    return header
+
+
+def write_dataset(storage: Storage, dataset: str, splits: Sequence[str]) -> None:
+    """Name the splits of a data set whose indexes are written: from now on it is complete."""
+    header = DatasetHeader(dataset=dataset, splits=tuple(splits))
+    storage.write("dataset.json", header.model_dump_json(indent=1).encode() + b"\n")
+
+
+def _digests(digests: Sequence[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), 32)
