@@ -1,0 +1,501 @@
+# pyright: reportUnknownMemberType=false
+# (boto3 types its clients only for the services whose stubs are installed)
+"""Objects in S3 or in a local folder behind one small interface; the only module that knows boto3.
+
+botocore retries a refused request, but neither a body that is cut short nor one that stalls. So its own retries are
+off and every operation is repeated here, after exponential backoff with full jitter (Brooker 2015, "Exponential
+Backoff And Jitter", AWS Architecture Blog); a read goes on where the body was cut, with `Range` and `If-Match`.
+"""
+
+import base64
+import hashlib
+import io
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from urllib.parse import urlsplit
+
+import boto3.session
+import botocore.exceptions as boto_errors
+import urllib3.exceptions
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+from typing_extensions import override
+
+from hmtl_dist.data.storage_base import (
+    ObjectChangedError,
+    ObjectInfo,
+    ObjectMissingError,
+    Parts,
+    Storage,
+    StorageStats,
+    StorageUnavailableError,
+    check_key,
+    check_prefix,
+)
+from hmtl_dist.data.storage_local import LocalStorage, file_errors, replace_file
+from hmtl_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = [
+    "ObjectChangedError",
+    "ObjectInfo",
+    "ObjectMissingError",
+    "S3Access",
+    "S3Storage",
+    "Storage",
+    "StorageStats",
+    "StorageUnavailableError",
+    "open_storage",
+]
+
+Result = TypeVar("Result")
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+READ_TIMEOUT_SECONDS = 20.0
+"""Longest silence inside an answer before it counts as stalled."""
+FIRST_CONTACT_SECONDS = 5.0
+"""How long faults are waited out by a storage that has never been answered: a wrong endpoint should not take long."""
+OUTAGE_SECONDS = 120.0
+"""How long faults are waited out once the server has answered: a restart or an overload should not end a run."""
+BACKOFF_BASE_SECONDS = 0.1
+BACKOFF_CAP_SECONDS = 10.0
+REQUESTS_IN_FLIGHT = 8
+MULTIPART_BYTES = 16 << 20
+"""Files larger than this are uploaded in parts of this size."""
+CHUNK_BYTES = 256 << 10
+
+_FAULTS = (
+    boto_errors.BotoCoreError,
+    boto_errors.ClientError,
+    S3UploadFailedError,
+    ResponseParserError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+# Jitter must differ between workers and leave the program's own random numbers alone.
+_jitter = random.SystemRandom()
+
+
+def open_storage(url: str) -> Storage:
+    """Opens `s3://BUCKET[/PREFIX]` or a local folder; nothing is contacted yet.
+
+    S3 takes endpoint, region and credentials from the usual places: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`,
+    `AWS_REGION` or `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, the shared
+    configuration files, and a machine's role. `HMTL_S3_ADDRESSING` is `path`, `virtual` or `auto` (path-style for an
+    endpoint of your own).
+
+    Raises:
+        UserError: The URL is neither of the two.
+    """
+    if url.startswith("s3://"):
+        return S3Storage(url)
+    if url == "" or "://" in url:
+        raise UserError(f"{_without_credentials(url)!r} is no storage: give s3://BUCKET/PREFIX or a local folder")
+    return LocalStorage(Path(url))
+
+
+@dataclass(frozen=True, slots=True)
+class S3Access:
+    """An endpoint and the credentials for it, where the environment's are not the ones to use."""
+
+    endpoint: str
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+
+
+class S3Storage(Storage):
+    """Objects under a prefix of a bucket; see `Storage`. With an `access` of its own it cannot be pickled."""
+
+    def __init__(self, url: str, access: S3Access | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "s3" or parts.netloc == "" or "@" in parts.netloc or parts.query or parts.fragment:
+            raise UserError(f"{_without_credentials(url)!r} is no S3 URL: give s3://BUCKET/PREFIX")
+        self.bucket = parts.netloc
+        self._prefix = "".join(part + "/" for part in parts.path.split("/") if part)
+        check_prefix(self._prefix)
+        self._access = access
+        self._session: _Session | None = None
+        self._stats = StorageStats()
+        self.reached = False
+
+    def __repr__(self) -> str:
+        return f"S3Storage({self.url!r})"
+
+    def __reduce__(self) -> tuple[type["S3Storage"], tuple[str]]:
+        if self._access is not None:
+            raise TypeError("a storage with credentials of its own is not pickled: that would copy its secret")
+        return S3Storage, (self.url,)
+
+    @property
+    @override
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self._prefix}".rstrip("/")
+
+    @property
+    @override
+    def stats(self) -> StorageStats:
+        return self._stats
+
+    @override
+    def read(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        chunks = [*self._chunks(key, start, length)]
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @override
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Parts:
+        if len(ranges) <= 1:
+            return [self.read(key, start=start, length=length) for start, length in ranges]
+
+        def read_range(part: tuple[int, int]) -> bytes:
+            return self.read(key, start=part[0], length=part[1])
+
+        return [*self._connect().pool.map(read_range, ranges)]
+
+    @override
+    def open_read(self, key: str) -> BinaryIO:
+        return io.BufferedReader(_ChunkReader(self._chunks(key, 0, None)), CHUNK_BYTES)
+
+    @override
+    def stat(self, key: str) -> ObjectInfo:
+        name = self._name(key)
+
+        def look_up(client: "S3Client") -> ObjectInfo:
+            try:
+                head = client.head_object(Bucket=self.bucket, Key=name)
+            except boto_errors.ClientError as error:
+                if _status(error) >= 500:
+                    raise
+                # The answer to HEAD has no body and so no reason; the same request as a GET has one.
+                client.get_object(Bucket=self.bucket, Key=name, Range="bytes=0-0")["Body"].close()
+                raise
+            return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'))
+
+        return self._repeat(look_up, key)
+
+    @override
+    def exists(self, key: str) -> bool:
+        try:
+            self.stat(key)
+        except ObjectMissingError:
+            return False
+        return True
+
+    @override
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        # A page at a time instead of boto3's paginator, which cannot go on after a fault in the middle.
+        place: dict[str, str] = {"Prefix": self._prefix + check_prefix(prefix)}
+        while True:
+            page = self._repeat(lambda client: client.list_objects_v2(Bucket=self.bucket, **cast(Any, place)), prefix)
+            for found in page.get("Contents", []):
+                if not found.get("Key", "/").endswith("/"):  # a "folder" some tools write
+                    yield ObjectInfo(
+                        found.get("Key", "").removeprefix(self._prefix),
+                        found.get("Size", 0),
+                        found.get("ETag", "").strip('"'),
+                    )
+            if "NextContinuationToken" not in page:
+                return
+            place["ContinuationToken"] = page["NextContinuationToken"]
+
+    @override
+    def write(self, key: str, data: bytes) -> None:
+        name = self._name(key)
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        self._repeat(
+            lambda client: client.put_object(Bucket=self.bucket, Key=name, Body=data, ContentMD5=digest),
+            key,
+        )
+
+    @override
+    def upload(self, key: str, path: Path) -> None:
+        name = self._name(key)
+        with file_errors(path), path.open("rb"):
+            pass
+        config = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES)
+        self._repeat(lambda client: client.upload_file(str(path), self.bucket, name, Config=config), key)
+
+    @override
+    def download(self, key: str, path: Path) -> None:
+        def fill(file: BinaryIO) -> None:
+            file.writelines(self._chunks(key, 0, None))
+
+        replace_file(path, fill)
+
+    @override
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        self._repeat(lambda client: client.delete_object(Bucket=self.bucket, Key=name), key)
+
+    def create_bucket(self) -> None:
+        """Makes the bucket if these credentials do not own it already."""
+
+        def create(client: "S3Client") -> None:
+            try:
+                client.create_bucket(Bucket=self.bucket)
+            except boto_errors.ClientError as error:
+                if _code(error) != "BucketAlreadyOwnedByYou":
+                    raise
+
+        self._repeat(create, "")
+
+    def _name(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _chunks(self, key: str, start: int, length: int | None) -> Iterator[bytes]:
+        """Yields an object's bytes, or exactly `length` of them from `start` on, going on after a fault."""
+        name, position, entity_tag = self._name(key), start, ""
+        end = None if length is None else start + length
+        patience = _Patience(self, key)
+        while end is None or position < end:
+            request: dict[str, str] = {} if entity_tag == "" else {"IfMatch": entity_tag}
+            if position > 0 or end is not None:
+                request["Range"] = f"bytes={position}-" + ("" if end is None else str(end - 1))
+            try:
+                self._stats.add(requests=1)
+                answer = self._connect().client.get_object(Bucket=self.bucket, Key=name, **cast(Any, request))
+                self.reached = True
+                entity_tag = answer["ETag"]
+                if end is None:
+                    end = position + answer["ContentLength"]
+                elif position + answer["ContentLength"] < end:
+                    raise UserError(
+                        f"{self.url}/{key} ends before byte {end}: it is not the object its index describes; upload or "
+                        "build it again"
+                    )
+                with answer["Body"] as body:
+                    while position < end:
+                        chunk = body.read(min(CHUNK_BYTES, end - position))
+                        if chunk == b"":
+                            raise boto_errors.IncompleteReadError(actual_bytes=position, expected_bytes=end)
+                        position += len(chunk)
+                        self._stats.add(bytes_read=len(chunk))
+                        patience.renew()
+                        yield chunk
+            except _FAULTS as error:
+                patience.wait(error)
+
+    def _repeat(self, operation: Callable[["S3Client"], Result], key: str) -> Result:
+        """Carries out an operation that may be repeated, until it succeeds or it is known that it will not."""
+        patience = _Patience(self, key)
+        while True:
+            try:
+                self._stats.add(requests=1)
+                result = operation(self._connect().client)
+            except _FAULTS as error:
+                patience.wait(error)
+            else:
+                self.reached = True
+                return result
+
+    def _connect(self) -> "_Session":
+        # Without a lock: a lock held while another thread forks would stay held in the child, and two threads that
+        # both come first only make a client too many.
+        session = self._session
+        if session is None or session.pid != os.getpid():
+            session = self._session = _Session(self._access)
+        return session
+
+    @property
+    def endpoint(self) -> str:
+        """The server's scheme, host and port."""
+        return _without_credentials(self._connect().client.meta.endpoint_url)
+
+
+class _Session:
+    """A process's own client and threads."""
+
+    def __init__(self, access: S3Access | None) -> None:
+        self.pid = os.getpid()
+        self.client = _make_client(access)
+        self.pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="s3")
+
+
+def _make_client(access: S3Access | None) -> "S3Client":
+    addressing = os.environ.get("HMTL_S3_ADDRESSING", "auto")
+    if addressing not in ("auto", "path", "virtual"):
+        raise UserError(f"HMTL_S3_ADDRESSING is {addressing!r}; allowed are auto, path and virtual")
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        read_timeout=READ_TIMEOUT_SECONDS,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=2 * REQUESTS_IN_FLIGHT,
+        tcp_keepalive=True,
+        s3={"addressing_style": "auto" if addressing == "auto" else addressing},
+        # Checksums sent in trailers are refused by many servers other than Amazon's.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    path_style = config.merge(Config(s3={"addressing_style": "path"}))
+    try:
+        session = boto3.session.Session()
+        # boto3 knows AWS_DEFAULT_REGION only; the other AWS tools read AWS_REGION.
+        region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+        if access is not None:
+            return session.client(
+                "s3",
+                region_name=region,
+                endpoint_url=access.endpoint,
+                aws_access_key_id=access.access_key_id,
+                aws_secret_access_key=access.secret_access_key,
+                config=path_style,
+            )
+        client = session.client("s3", region_name=region, config=config)
+        if addressing == "auto" and not (urlsplit(client.meta.endpoint_url).hostname or "").endswith("amazonaws.com"):
+            client = session.client("s3", region_name=region, config=path_style)
+        return client
+    except ValueError:
+        raise UserError("AWS_ENDPOINT_URL is no URL: give for example http://127.0.0.1:8333") from None
+    except boto_errors.ProfileNotFound as error:
+        raise UserError(f"{error}: check AWS_PROFILE") from None
+    except boto_errors.BotoCoreError as error:
+        raise UserError(f"S3 cannot be set up ({type(error).__name__}): check the AWS_* variables") from None
+
+
+class _ChunkReader(io.RawIOBase):
+    """A stream over chunks that come one after another."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            self._rest = memoryview(next(self._chunks, b""))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            cast(Any, self._chunks).close()  # gives the connection back
+        super().close()
+
+
+class _Patience:
+    """Waits between the attempts at one operation, and decides when there is no further one."""
+
+    def __init__(self, storage: S3Storage, key: str) -> None:
+        self._storage = storage
+        self._key = key
+        self.renew()
+
+    def renew(self) -> None:
+        """Starts anew: there was progress."""
+        self._attempts = 0
+        self._deadline = 0.0
+
+    def wait(self, error: Exception) -> None:
+        """Sleeps before the next attempt.
+
+        Raises:
+            UserError: The error is no transient one, or it has lasted too long.
+        """
+        reason = _reason(error, self._storage, self._key)
+        if not isinstance(reason, StorageUnavailableError):
+            raise reason from None
+        now = time.monotonic()
+        if self._attempts == 0:
+            self._deadline = now + (OUTAGE_SECONDS if self._storage.reached else FIRST_CONTACT_SECONDS)
+        delay = _jitter.uniform(0, min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2**self._attempts))
+        if now + delay > self._deadline:
+            raise reason from None
+        self._attempts += 1
+        self._storage.stats.add(retries=1)
+        time.sleep(delay)
+
+
+_NOT_S3 = "{endpoint} answers, but not like an S3 server: check AWS_ENDPOINT_URL"
+_REFUSALS = {
+    "NoSuchBucket": "bucket {bucket!r} does not exist at {endpoint}: create it, or correct {url}",
+    "NoSuchKey": "{url} does not exist at {endpoint}: check the path",
+    "AccessDenied": "access to {url} is denied at {endpoint}: these credentials lack the right to do this",
+    "InvalidAccessKeyId": "{endpoint} does not know the access key id: check AWS_ACCESS_KEY_ID or AWS_PROFILE",
+    "SignatureDoesNotMatch": "{endpoint} refuses the secret key: check AWS_SECRET_ACCESS_KEY or AWS_PROFILE",
+    "ExpiredToken": "the credentials for {endpoint} have expired: renew them",
+    "InvalidToken": "{endpoint} refuses the session token: check AWS_SESSION_TOKEN or unset it",
+    "PreconditionFailed": "{url} was replaced while it was being read: start again",
+    "InvalidRange": "{url} is shorter than its index says: upload or build it again",
+    "AuthorizationHeaderMalformed": "{endpoint} expects another region: set AWS_REGION to the bucket's",
+    "PermanentRedirect": "bucket {bucket!r} is in another region than {endpoint}: set AWS_REGION to the bucket's",
+    "RequestTimeTooSkewed": "this machine's clock differs too much from that of {endpoint}: set it",
+    "InvalidBucketName": "{bucket!r} is no valid bucket name: correct {url}",
+    # Without a code of S3's own the status comes in its place.
+    "403": "access to {url} is denied at {endpoint}: these credentials lack the right to do this",
+    "404": _NOT_S3,
+    "405": _NOT_S3,
+}
+_TRANSIENT_CODES = {
+    "SlowDown",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "Throttling",
+    "OperationAborted",
+}
+_TRANSIENT = (
+    boto_errors.HTTPClientError,
+    boto_errors.ConnectionError,
+    boto_errors.IncompleteReadError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+
+
+def _reason(error: Exception, storage: S3Storage, key: str) -> UserError:
+    """Says in one line, without any secret, what went wrong; a `StorageUnavailableError` is worth another attempt."""
+    if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
+        # boto3 keeps only the text of what went wrong; what it wraps is the context.
+        error = error.__context__
+    url, endpoint, kind = f"{storage.url}/{key}".rstrip("/"), storage.endpoint, type(error).__name__
+    if isinstance(error, boto_errors.ClientError):
+        return _refusal(_code(error), _status(error), bucket=storage.bucket, url=url, endpoint=endpoint)
+    if isinstance(error, boto_errors.NoCredentialsError | boto_errors.PartialCredentialsError):
+        return UserError(f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+    if isinstance(error, boto_errors.SSLError):
+        return UserError(f"no secure connection to {endpoint}: check AWS_ENDPOINT_URL and its certificate")
+    if isinstance(error, boto_errors.ParamValidationError):
+        return UserError(_REFUSALS["InvalidBucketName"].format(bucket=storage.bucket, url=url))
+    if isinstance(error, _TRANSIENT):
+        return StorageUnavailableError(
+            f"{endpoint} does not answer ({kind}): is it running, is AWS_ENDPOINT_URL right?"
+        )
+    if isinstance(error, ResponseParserError):
+        return UserError(_NOT_S3.format(endpoint=endpoint))
+    return UserError(f"{url} cannot be used ({kind}): check the AWS_* variables")
+
+
+def _refusal(code: str, status: int, *, bucket: str, url: str, endpoint: str) -> UserError:
+    if code in _REFUSALS:
+        kind = {"NoSuchKey": ObjectMissingError, "PreconditionFailed": ObjectChangedError}.get(code, UserError)
+        return kind(_REFUSALS[code].format(bucket=bucket, url=url, endpoint=endpoint))
+    if code in _TRANSIENT_CODES or status >= 500 or status == 429:
+        return StorageUnavailableError(f"{endpoint} is overloaded or faulty ({code}): try again later")
+    return UserError(f"{endpoint} refuses {url}: {code} (HTTP status {status})")
+
+
+def _code(error: boto_errors.ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def _status(error: boto_errors.ClientError) -> int:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _without_credentials(url: str) -> str:
+    """Leaves out what may be a name and a password before the host."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
