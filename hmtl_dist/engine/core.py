@@ -1,0 +1,292 @@
+"""What every engine shares: schedule, counters, accumulation, EMA and the consolidated state of the model."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hmtl_dist.engine.base import EngineState
+from hmtl_dist.engine.ema import WeightAverage
+from hmtl_dist.engine.optim import (
+    EngineConfig,
+    OptimConfig,
+    build_optimizer,
+    check_optimizer_fits,
+    learning_rate_at,
+)
+from hmtl_dist.errors import UserError
+
+Outputs = Mapping[str, Mapping[str, Tensor]]
+
+
+def world_size() -> int:
+    """Return the number of ranks, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class EngineCore(ABC):
+    """The common part of `hmtl_dist.engine.base.Engine`; a subclass wraps the module and owns the gradients."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optim: OptimConfig,
+        config: EngineConfig,
+        *,
+        device: torch.device,
+        total_steps: int,
+        steps_per_epoch: int,
+    ) -> None:
+        check_optimizer_fits(optim, config)
+        self.optim = optim
+        self.config = config
+        self.device = device
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.global_step = 0
+        self.micro_step = 0
+        self._channels_last = config.memory_format_is_channels_last
+        _set_determinism(config.deterministic, device)
+        self.module = _prepared(module, config, device)
+        self._average = WeightAverage(self.module, config.ema_decay) if config.ema_decay else None
+        if self._average is not None and self._channels_last:
+            to_channels_last(self._average.module)
+        self.optimizer: Optimizer = build_optimizer(self.module, optim)
+
+    def _start(self) -> None:
+        """Finish construction once the subclass has wrapped the module and broadcast its weights."""
+        broadcast_buffers(self.module)
+        if self._average is not None:
+            self._average.reset(self.module)
+        self.module.train()
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next optimizer step."""
+        return learning_rate_at(
+            self.optim, self.global_step, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch
+        )
+
+    @property
+    def _closes_accumulation(self) -> bool:
+        return (self.micro_step + 1) % self.config.accumulation_steps == 0
+
+    def forward(self, views: Mapping[str, Tensor]) -> Outputs:
+        """Run the model in training mode on the named views; head outputs are float32 whatever the precision."""
+        if not self.module.training:
+            self.module.train()
+        if self._channels_last:
+            views = {name: view.contiguous(memory_format=torch.channels_last) for name, view in views.items()}
+        outputs = self._forward(views)
+        return {task: {view: output.float() for view, output in heads.items()} for task, heads in outputs.items()}
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch; divides by the number of accumulated micro-batches."""
+        self._backward(loss)
+
+    def step(self) -> bool:
+        """Take an optimizer step if this micro-batch closes an accumulation; returns whether one was taken."""
+        closes = self._closes_accumulation
+        if closes:
+            learning_rate = self.learning_rate
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+        self._step(closes)
+        self.micro_step += 1
+        if closes:
+            self.global_step += 1
+            if self._average is not None:
+                self._average.update(self.module, self.global_step)
+        return closes
+
+    def evaluation_module(self) -> nn.Module:
+        """Return the module to evaluate, in evaluation mode: the EMA weights where EMA is on, else the current ones.
+
+        Collective: BatchNorm's running statistics are those of rank 0 in every evaluation and checkpoint; they play
+        no part in training, so a run's weights do not depend on when it evaluates.
+        """
+        module = self.module if self._average is None else self._average.module
+        broadcast_buffers(module)
+        return module.eval()
+
+    def state(self) -> EngineState:
+        """Gather the consolidated state, on CPU, equal on every rank; collective.
+
+        Raises:
+            RuntimeError: Called between the micro-batches of one optimizer step.
+        """
+        if self.micro_step % self.config.accumulation_steps:
+            raise RuntimeError("the state has no place for half-accumulated gradients; take it after a step")
+        broadcast_buffers(self.module)
+        average: dict[str, Tensor] = {}
+        if self._average is not None:
+            broadcast_buffers(self._average.module)
+            average = _snapshot(self._average.module)
+        return EngineState(
+            model=_snapshot(self.module),
+            optimizer=self._optimizer_state(),
+            ema=average,
+            counters={"global_step": self.global_step, "micro_step": self.micro_step},
+        )
+
+    @torch.no_grad()
+    def load_state(self, state: EngineState) -> None:
+        """Restore a consolidated state, whatever engine or world size wrote it; collective.
+
+        A state without EMA starts the average from the restored weights.
+
+        Raises:
+            UserError: The state belongs to a model or optimizer of another shape.
+        """
+        _restore(self.module, state.model, "model")
+        self._load_optimizer_state(state.optimizer)
+        if self._average is not None:
+            if state.ema:
+                _restore(self._average.module, state.ema, "averaged model")
+            else:
+                self._average.reset(self.module)
+        self.global_step = state.counters["global_step"]
+        self.micro_step = state.counters["micro_step"]
+        for group in self.optimizer.param_groups:
+            if "lookahead_step" in group:  # timm's Lookahead counts in its groups, not in its state
+                group["lookahead_step"] = self.global_step
+        self._after_load()
+
+    def close(self) -> None:
+        """Release what the engine holds outside itself; the module stays usable."""
+        return
+
+    @abstractmethod
+    def _forward(self, views: Mapping[str, Tensor]) -> Outputs: ...
+
+    @abstractmethod
+    def _backward(self, loss: Tensor) -> None: ...
+
+    @abstractmethod
+    def _step(self, closes: bool) -> None: ...
+
+    @abstractmethod
+    def _optimizer_state(self) -> dict[str, Tensor]: ...
+
+    @abstractmethod
+    def _load_optimizer_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def _after_load(self) -> None:
+        return
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters the optimizer moves, by name."""
+        return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+
+
+def _set_determinism(deterministic: bool, device: torch.device) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+
+
+def _prepared(module: nn.Module, config: EngineConfig, device: torch.device) -> nn.Module:
+    module = module.to(device)
+    if config.sync_batchnorm:
+        if device.type != "cuda":
+            raise UserError(f"engine.sync_batchnorm=true needs GPUs, given {device.type}; set it to false")
+        if world_size() > 1:
+            from timm.layers import norm_act
+
+            convert = cast("Callable[[nn.Module], nn.Module]", norm_act.convert_sync_batchnorm)
+            module = convert(module)
+    return module
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Lay out four-dimensional parameters and buffers as NHWC, in place."""
+    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # missing in torch's overloads
+
+
+@torch.no_grad()
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every rank rank 0's buffers; collective, one broadcast a dtype."""
+    if world_size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in module.buffers():
+        by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in by_dtype.values():
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.broadcast(flat, 0)
+        parts = torch.split_with_sizes(flat, [buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+def cpu_copy(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy on CPU that shares no memory with the tensor."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: cpu_copy(tensor) for name, tensor in module.state_dict().items()}
+
+
+def _restore(module: nn.Module, saved: Mapping[str, Tensor], what: str) -> None:
+    own = cast("dict[str, Tensor]", module.state_dict())
+    check_names(own, saved, what)
+    for name, tensor in own.items():
+        if tensor.shape != saved[name].shape:
+            raise UserError(
+                f"the checkpoint does not fit the {what}: {name} is {list(saved[name].shape)} there and "
+                f"{list(tensor.shape)} here; resume with the configuration that wrote it"
+            )
+        tensor.copy_(saved[name])
+
+
+def check_names(own: Iterable[str], saved: Iterable[str], what: str) -> None:
+    """Compare two sets of tensor names.
+
+    Raises:
+        UserError: They differ; names the first that is missing on either side.
+    """
+    missing, unknown = sorted(set(own) - set(saved)), sorted(set(saved) - set(own))
+    if not missing and not unknown:
+        return
+    parts = [f"{len(missing)} tensors are missing ({missing[0]})"] if missing else []
+    parts += [f"{len(unknown)} are unknown ({unknown[0]})"] if unknown else []
+    raise UserError(
+        f"the checkpoint does not fit the {what}: {' and '.join(parts)}; resume with the configuration that wrote it"
+    )
+
+
+def by_parameter(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """Split `<parameter name>/<state name>` keys; a parameter that never had a gradient has no state.
+
+    Raises:
+        UserError: A key names no parameter of `names`.
+    """
+    split: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name, _, kind = key.rpartition("/")
+        split.setdefault(name, {})[kind] = value
+    known = set(names)
+    check_names(known & set(split), split, "optimizer")
+    return split
+
+
+def as_tensor(value: Any) -> Tensor | None:
+    """Return an optimizer's state value as a CPU tensor, None for what is not a number; whole numbers become int64."""
+    if isinstance(value, Tensor):
+        return cpu_copy(value)
+    return torch.tensor(value) if isinstance(value, int | float) else None
+
+
+def from_tensor(value: Tensor, like: Tensor) -> Any:
+    """Undo `as_tensor`: whole-number scalars become `int`, the rest takes the parameter's device and layout."""
+    if value.dim() == 0:
+        return int(value) if value.dtype == torch.int64 else value.clone()
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)

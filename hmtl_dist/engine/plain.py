@@ -1,0 +1,96 @@
+"""The reference engine: PyTorch alone, with DistributedDataParallel where there are several ranks."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from hmtl_dist.engine.core import (
+    EngineCore,
+    Outputs,
+    as_tensor,
+    by_parameter,
+    from_tensor,
+    to_channels_last,
+    world_size,
+)
+from hmtl_dist.engine.optim import EngineConfig, OptimConfig
+
+
+class PlainEngine(EngineCore):
+    """An `hmtl_dist.engine.base.Engine` without DeepSpeed, which the DeepSpeed engine is tested against."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optim: OptimConfig,
+        config: EngineConfig,
+        *,
+        device: torch.device,
+        total_steps: int,
+        steps_per_epoch: int,
+    ) -> None:
+        super().__init__(module, optim, config, device=device, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        if self._channels_last:
+            to_channels_last(self.module)
+        if config.compile:
+            self.module.compile()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
+        self._parallel: DistributedDataParallel | None = None
+        if world_size() > 1:
+            self._parallel = DistributedDataParallel(
+                self.module,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                forward_sync_buffers=False,  # done at evaluations and checkpoints, where the statistics are used
+                gradient_as_bucket_view=True,
+            )
+        self._start()
+
+    def _forward(self, views: Mapping[str, Tensor]) -> Outputs:
+        module = self._parallel or self.module
+        # DDP decides in the forward pass whether the backward pass after it will communicate
+        waits = self._parallel is not None and not self._closes_accumulation
+        sync = cast("DistributedDataParallel", self._parallel).no_sync() if waits else nullcontext()
+        autocast = self.config.precision == "bf16"
+        with sync, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
+            return cast("Outputs", module(views))
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss / self.config.accumulation_steps).backward()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
+
+    def _step(self, closes: bool) -> None:
+        if not closes:
+            return
+        if self.config.clip_grad_norm:
+            clip_grad_norm_(self.module.parameters(), self.config.clip_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _indexed(self) -> list[tuple[str, nn.Parameter]]:
+        """Return parameters by name in the order of `Optimizer.state_dict()`."""
+        names = {id(parameter): name for name, parameter in self.trainable()}
+        groups = cast("list[dict[str, list[nn.Parameter]]]", self.optimizer.param_groups)
+        return [(names[id(parameter)], parameter) for group in groups for parameter in group["params"]]
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        states = cast("dict[int, dict[str, Any]]", self.optimizer.state_dict()["state"])
+        gathered: dict[str, Tensor] = {}
+        for index, (name, _) in enumerate(self._indexed()):
+            for key, value in states.get(index, {}).items():
+                tensor = as_tensor(value)
+                if tensor is not None:
+                    gathered[f"{name}/{key}"] = tensor
+        return gathered
+
+    def _load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        indexed = self._indexed()
+        by_name = by_parameter(state, [name for name, _ in indexed])
+        states = {
+            index: {kind: from_tensor(value, parameter) for kind, value in by_name[name].items()}
+            for index, (name, parameter) in enumerate(indexed)
+            if name in by_name
+        }
+        self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
