@@ -191,14 +191,8 @@ def open_index(url: str, split: str) -> ShardIndex:
     storage = open_storage(url)
     header_key, table = f"{split}/index.json", f"{split}/shards.npz"
     if not storage.exists(header_key):
-        known = (
-            f"its splits are {', '.join(open_dataset(url).splits)}"
-            if storage.exists("dataset.json")
-            else (
-                f"build it with 'hmtl-dist data build', or index shards made elsewhere with 'hmtl-dist data index {url}'"
-            )
-        )
-        raise UserError(f"no index at {url}/{header_key}: {known}")
+        splits = open_dataset(url).splits
+        raise UserError(f"{url} has no split {split!r}: its splits are {', '.join(splits)}")
     try:
         header = IndexHeader.model_validate_json(storage.read(header_key))
     except ValidationError as error:
@@ -317,9 +311,9 @@ def write_tar(path: Path, samples: Iterable[ShardSample], group: str | None) -> 
     rows: list[SampleRow] = []
     with path.open("wb") as file:
         hashing = _HashingFile(file)
-        with TarWriter(hashing, encoder=False, mtime=0, user="", group="") as writer:
+        with TarWriter(cast(BinaryIO, hashing), encoder=False, mtime=0, user="", group="") as writer:
             for sample in samples:
-                begin = cast(int, writer.tarstream.offset)
+                begin = writer.tarstream.offset
                 writer.write(
                     {
                         "__key__": sample.key,
@@ -329,7 +323,7 @@ def write_tar(path: Path, samples: Iterable[ShardSample], group: str | None) -> 
                 )
                 # TarWriter sorts by extension: a jpg comes before the json, a png after it.
                 length = len(sample.picture)
-                last = cast(int, writer.tarstream.offset) - -(-length // _TAR_BLOCK) * _TAR_BLOCK
+                last = writer.tarstream.offset - -(-length // _TAR_BLOCK) * _TAR_BLOCK
                 offset = begin + _TAR_BLOCK if sample.extension == "jpg" else last
                 digest = xxhash.xxh3_64_intdigest(sample.picture)
                 rows.append(SampleRow(sample.key, offset, length, digest, sample.labels, sample.group))

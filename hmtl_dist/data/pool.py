@@ -1,0 +1,75 @@
+"""Work spread over processes, with a bounded number of tasks under way."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+import cv2
+
+from hmtl_dist.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_IN_FLIGHT = 2
+"""Tasks handed out a process: one to work on and one to go on with."""
+
+
+def default_workers() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_tasks(work: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int) -> Iterator[Result]:
+    """Yield the results of `work` on every task as they come, in no order; with one worker in this process.
+
+    Tasks are taken from the iterable only when there is room. Stopping early (also Ctrl-C) waits for what is under
+    way and drops the rest.
+
+    Raises:
+        UserError: when a process was killed (as by the system when memory runs out).
+    """
+    if num_workers <= 1:
+        for task in tasks:
+            yield work(task)
+        return
+    # forkserver: forking a process with threads is unsafe, and what it preloads is shared by all workers.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([work.__module__, "webdataset.writer"])
+    waiting = iter(tasks)
+    with ProcessPoolExecutor(num_workers, context, _start_worker) as pool:
+        try:
+            running: set[Future[Result]] = {
+                pool.submit(work, task) for task in islice(waiting, num_workers * _IN_FLIGHT)
+            }
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+                running |= {pool.submit(work, task) for task in islice(waiting, len(done))}
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed (out of memory?): call again with fewer --num-workers; what is finished "
+                "is kept"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
