@@ -114,9 +114,15 @@ class S3Access:
 
 
 class S3Storage(Storage):
-    """Objects under a prefix of a bucket; see `Storage`. With an `access` of its own it cannot be pickled."""
+    """Objects under a prefix of a bucket; see `Storage`. With an `access` of its own it cannot be pickled.
 
-    def __init__(self, url: str, access: S3Access | None = None) -> None:
+    Args:
+        url: `s3://BUCKET[/PREFIX]`.
+        access: Endpoint and credentials to use instead of the environment's.
+        patience_seconds: How long transient faults are waited out, instead of the usual times.
+    """
+
+    def __init__(self, url: str, access: S3Access | None = None, patience_seconds: float | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme != "s3" or parts.netloc == "" or "@" in parts.netloc or parts.query or parts.fragment:
             raise UserError(f"{_without_credentials(url)!r} is no S3 URL: give s3://BUCKET/PREFIX")
@@ -124,9 +130,10 @@ class S3Storage(Storage):
         self._prefix = "".join(part + "/" for part in parts.path.split("/") if part)
         check_prefix(self._prefix)
         self._access = access
+        self._patience_seconds = patience_seconds
         self._session: _Session | None = None
         self._stats = StorageStats()
-        self.reached = False
+        self._reached = False
 
     def __repr__(self) -> str:
         return f"S3Storage({self.url!r})"
@@ -263,7 +270,7 @@ class S3Storage(Storage):
             try:
                 self._stats.add(requests=1)
                 answer = self._connect().client.get_object(Bucket=self.bucket, Key=name, **cast(Any, request))
-                self.reached = True
+                self._reached = True
                 entity_tag = answer["ETag"]
                 if end is None:
                     end = position + answer["ContentLength"]
@@ -294,7 +301,7 @@ class S3Storage(Storage):
             except _FAULTS as error:
                 patience.wait(error)
             else:
-                self.reached = True
+                self._reached = True
                 return result
 
     def _connect(self) -> "_Session":
@@ -304,6 +311,13 @@ class S3Storage(Storage):
         if session is None or session.pid != os.getpid():
             session = self._session = _Session(self._access)
         return session
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long transient faults are waited out."""
+        if self._patience_seconds is not None:
+            return self._patience_seconds
+        return OUTAGE_SECONDS if self._reached else FIRST_CONTACT_SECONDS
 
     @property
     def endpoint(self) -> str:
@@ -409,7 +423,7 @@ class _Patience:
             raise reason from None
         now = time.monotonic()
         if self._attempts == 0:
-            self._deadline = now + (OUTAGE_SECONDS if self._storage.reached else FIRST_CONTACT_SECONDS)
+            self._deadline = now + self._storage.patience_seconds
         delay = _jitter.uniform(0, min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2**self._attempts))
         if now + delay > self._deadline:
             raise reason from None
