@@ -1,0 +1,70 @@
+"""The tracking section of the configuration, and the address it resolves to."""
+
+import os
+import re
+from typing import Annotated
+
+from pydantic import Field
+
+from hmtl_dist.config.base import Section
+from hmtl_dist.config.io import home
+from hmtl_dist.errors import UserError
+
+Seconds = Annotated[float, Field(gt=0)]
+
+_USERINFO = re.compile(r"^[a-zA-Z][\w+.-]*://[^/?#]*@")
+
+
+class TrackingConfig(Section):
+    """Where a run is recorded; a local journal is always written, MLflow gets what the journal holds."""
+
+    enabled: bool = True
+    """Deliver to MLflow; without it only the local journal is written."""
+    uri: str | None = None
+    """MLflow server or `sqlite:///` database; empty: MLFLOW_TRACKING_URI, else `mlflow.db` in the home folder."""
+    experiment: Annotated[str, Field(min_length=1, max_length=250)] = "hmtl_dist"
+    """MLflow experiment of the runs."""
+    run_id: str | None = None
+    """MLflow run to go on in; the driver sets it."""
+    required: bool = False
+    """Refuse to start while MLflow does not answer; otherwise the journal waits for it."""
+    pictures: bool = True
+    """Record samples of the pretext tasks as pictures."""
+    system_metrics: bool = True
+    """Record use of processor, memory, disk, network and GPU."""
+    system_metrics_seconds: Seconds = 10.0
+    """Seconds between two samples of the system metrics."""
+    register_model: Annotated[str, Field(min_length=1, max_length=250)] | None = None
+    """Name in MLflow's model registry under which the trained model becomes a new version; empty: not registered."""
+    register_alias: Annotated[str, Field(pattern=r"^(?!latest$|v\d+$)[A-Za-z][\w-]{0,99}$")] = "newest"
+    """Alias that moves to the newly registered version."""
+    timeout_seconds: Seconds = 5.0
+    """Longest wait for one answer of MLflow."""
+    close_seconds: Seconds = 30.0
+    """Longest wait at the end of a run for what is not delivered yet; the rest stays in the journal."""
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """Return the MLflow address: the configured one, else MLFLOW_TRACKING_URI, else a database in the home folder.
+
+    Raises:
+        UserError: `tracking.uri` has a password in it, which would end up in checkpoints and parameters.
+    """
+    if config.uri:
+        if _USERINFO.match(config.uri):
+            raise UserError(
+                "tracking.uri: has a user or password in it, which would be stored with the run; "
+                "give them by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return config.uri
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home().absolute() / 'mlflow.db'}"
+
+
+def resolve(config: TrackingConfig, run_id: str | None) -> TrackingConfig:
+    """Return the section as the workers get it: with the address and the run that the driver decided on.
+
+    An address from the environment may hold a password; such a one is not written into the configuration, the workers
+    read it from their own environment.
+    """
+    uri = tracking_uri(config)
+    return config.model_copy(update={"run_id": run_id, "uri": None if _USERINFO.match(uri) else uri})
