@@ -124,6 +124,8 @@ class Task(ABC):
     """What this task asks the supervised heads to read; only pretext tasks change it."""
     is_pretext: bool = False
     """Whether labels come from the picture itself; a pretext task has no part in inference."""
+    hides_pixels: bool = False
+    """Whether this task's view has hidden parts already, so that a cut-out is not laid over it."""
 
     def __init__(self, name: str, weight: float) -> None:
         self.name = name

@@ -1,0 +1,159 @@
+"""The shared encoder: any timm model that publishes features.
+
+Shape legend: B pictures, C channels, H x W pixels.
+"""
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from hmtl_dist.errors import UserError
+
+MAX_SCALES = 5
+"""Feature maps a decoder uses at most, the deepest ones: more than a convolutional pyramid has."""
+
+_schemas: list[torch.library.Library] = []
+
+
+class _TimmModel(Protocol):
+    """What this package calls of a timm model (timm publishes no types)."""
+
+    feature_info: Any
+    head_hidden_size: int
+    pretrained_cfg: Mapping[str, Any]
+
+    def forward_features(self, x: Tensor) -> Tensor: ...
+    def forward_head(self, x: Tensor, pre_logits: bool) -> Tensor: ...
+    def forward_intermediates(self, x: Tensor, **options: Any) -> Any: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier; takes pictures in [0, 1] and normalises them itself.
+
+    Args:
+        name: timm model name.
+        pretrained: Fetch the weights that timm publishes.
+        drop_path_rate: Stochastic depth, 0 to 1.
+        options: Further arguments of the timm model.
+
+    Raises:
+        UserError: the name is unknown, an option is not taken, weights cannot be fetched, or it has no feature maps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        drop_path_rate: float = 0.0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        net = _create(name, pretrained=pretrained, drop_path_rate=drop_path_rate, options=options or {})
+        self.net = cast(nn.Module, net)
+        info = _info(net)
+        self.scales = tuple(range(len(info)))[-MAX_SCALES:]
+        """Indices of the feature maps that `pyramid` returns."""
+        self.channels = tuple(int(info[i]["num_chs"]) for i in self.scales)
+        """Channels of these maps, finest first."""
+        self.reductions = tuple(int(info[i]["reduction"]) for i in self.scales)
+        """Their strides in pixels."""
+        self.num_features = int(net.head_hidden_size)
+        """Size of the pooled feature."""
+        for buffer in ("mean", "std"):
+            values = torch.tensor(net.pretrained_cfg.get(buffer, (0.5, 0.5, 0.5))).view(1, 3, 1, 1)
+            self.register_buffer(buffer, values, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the last feature map (or tokens) of pictures in [0, 1], float `[B, 3, H, W]`."""
+        return self._timm.forward_features(self._normalise(images))
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the last feature map, and the maps `[B, C_i, h_i, w_i]` of all scales, finest first."""
+        last, maps = self._timm.forward_intermediates(self._normalise(images), indices=list(self.scales))
+        return last, maps
+
+    def early(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Return only the maps of the given scales, 0 the finest; deeper stages are not computed."""
+        indices = sorted(self.scales[layer] for layer in layers)
+        options = {"indices": indices, "intermediates_only": True, "stop_early": True}
+        return self._timm.forward_intermediates(self._normalise(images), **options)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Pool the last feature map as the model does before its classifier: `[B, num_features]`."""
+        return self._timm.forward_head(features, pre_logits=True)
+
+    @property
+    def _timm(self) -> _TimmModel:
+        return cast(_TimmModel, self.net)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return (images - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+
+
+def import_timm() -> ModuleType:
+    """Import timm, also where torchvision's compiled operators do not fit the installed torch.
+
+    A torchvision built for CUDA beside a CPU build of torch cannot load its extension, and then fails on import with
+    "operator torchvision::nms does not exist" (https://github.com/pytorch/vision/issues/8985 and others) while it
+    registers shapes for two detection operators. Nothing here detects boxes, so declaring the two is enough.
+    """
+    if not _schemas and "torchvision" not in sys.modules and not _torchvision_loads():
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        declare = cast(Callable[[str], object], library.define)  # pyright: ignore[reportUnknownMemberType]  # untyped
+        declare("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        declare("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _schemas.append(library)  # the declarations live as long as this object
+    import timm
+
+    return timm
+
+
+def _torchvision_loads() -> bool:
+    spec = importlib.util.find_spec("torchvision")
+    folders = spec.submodule_search_locations if spec is not None else None
+    if not folders:
+        return True  # torchvision is not there: importing timm says so itself
+    extensions = [path for folder in folders for path in Path(folder).glob("_C*.so")]
+    load = cast(Callable[[Path], None], torch.ops.load_library)  # pyright: ignore[reportUnknownMemberType]  # untyped
+    try:
+        for path in extensions:
+            load(path)
+    except (ImportError, OSError):
+        return False
+    return bool(extensions)
+
+
+def _create(name: str, *, pretrained: bool, drop_path_rate: float, options: Mapping[str, Any]) -> _TimmModel:
+    timm = import_timm()
+    hub = ":" in name.split(".", maxsplit=1)[0]  # such as hf-hub:owner/model: only the hub knows whether it exists
+    if not hub and not timm.is_model(name):
+        names = cast(list[str], timm.list_models())
+        near = get_close_matches(name.split(".", maxsplit=1)[0], names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"model.backbone: timm has no model '{name}'{hint}")
+    arguments = {"drop_path_rate": drop_path_rate, **options} if drop_path_rate else dict(options)
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    try:
+        net = cast(_TimmModel, timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments))
+    except (TypeError, RuntimeError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        what = "cannot fetch its weights" if pretrained else "cannot build it"
+        raise UserError(f"model.backbone: timm's '{name}': {what}: {reason}") from error
+    if not hasattr(net, "forward_intermediates") or not hasattr(net, "feature_info"):
+        raise UserError(f"model.backbone: timm's '{name}' publishes no feature maps; choose one with features_only")
+    return net
+
+
+def _info(net: _TimmModel) -> Sequence[dict[str, Any]]:
+    info = net.feature_info  # a list, or timm's FeatureInfo around one
+    return cast(Sequence[dict[str, Any]], info if isinstance(info, list) else info.info)

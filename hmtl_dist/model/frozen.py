@@ -1,0 +1,145 @@
+"""Frozen networks whose features say how alike two pictures look."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from hmtl_dist.data.storage import open_storage
+from hmtl_dist.errors import UserError
+from hmtl_dist.model.backbone import Backbone
+from hmtl_dist.model.hmtl import ModelConfig
+from hmtl_dist.tasks.base import TaskConfig
+from hmtl_dist.tasks.inpainting import InpaintingConfig
+
+EMA = "ema"
+WEIGHTS_FILE = "model.safetensors"
+PREFIX = "backbone."
+
+
+class FrozenNet(nn.Module):
+    """A backbone that is never trained; batch normalisation uses its running statistics.
+
+    Args:
+        backbone: The network; its parameters are frozen here.
+        layers: Feature maps to compare, 0 the finest.
+        momentum: Share of the old average that `after_step` keeps, where it follows a model.
+    """
+
+    def __init__(self, backbone: Backbone, layers: Sequence[int], momentum: float | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone.eval().requires_grad_(requires_grad=False)
+        self._layers = tuple(layers)
+        self._momentum = momentum
+        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._followed: list[Backbone] = []  # in a list, so that it is no part of this module
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the compared feature maps of pictures in [0, 1], float `[B, 3, H, W]`; differentiable in them."""
+        return self.backbone.early(images, self._layers)
+
+    def follow(self, backbone: Backbone) -> None:
+        """Start as a copy of a model's encoder and be its moving average from now on; nothing for a fixed network."""
+        if self._momentum is None:
+            return
+        self._followed = [backbone]
+        self.backbone.load_state_dict(backbone.state_dict())
+
+    def after_step(self) -> None:
+        """Move every parameter and statistic a little towards the model's; nothing for a fixed network."""
+        if self._momentum is None or not self._followed:
+            return
+        averages, sources = self._matching(self._followed[0])
+        get_ema_multi_avg_fn(self._momentum)(averages, sources, 0)
+
+    def train(self, mode: bool = True) -> "FrozenNet":
+        """Stay in evaluation mode whatever is asked."""
+        del mode
+        return super().train(mode=False)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the average; nothing for a fixed network, which is read again from where it came."""
+        return {} if self._momentum is None else dict(self.backbone.state_dict())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the average."""
+        if self._momentum is not None:
+            self.backbone.load_state_dict(dict(state))
+
+    def _matching(self, model: Backbone) -> tuple[list[Tensor], list[Tensor]]:
+        """Tensors of the average and of the model, in pairs; integer counters are left out."""
+        if not self._pairs[0]:
+            own = dict(self.backbone.named_parameters()) | dict(self.backbone.named_buffers())
+            theirs = dict(model.named_parameters()) | dict(model.named_buffers())
+            names = [name for name, tensor in own.items() if tensor.is_floating_point()]
+            self._pairs = ([own[name] for name in names], [theirs[name] for name in names])
+        return self._pairs
+
+
+def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig) -> dict[str, FrozenNet]:
+    """Build the frozen network of each in-painting task that wants one, by task name.
+
+    Hand them to `build_tasks`, move them to the device, and let them `follow` the model's backbone once it is built.
+
+    Raises:
+        UserError: a name, checkpoint or layer does not exist.
+    """
+    nets: dict[str, FrozenNet] = {}
+    for name, config in tasks.items():
+        if isinstance(config, InpaintingConfig) and config.perceptual_weight > 0:
+            nets[name] = _build(f"tasks.{name}", config, model)
+    return nets
+
+
+def _build(path: str, config: InpaintingConfig, model: ModelConfig) -> FrozenNet:
+    ours = config.frozen == EMA or is_checkpoint(config.frozen)
+    if ours:
+        backbone = Backbone(model.backbone, options=model.options)
+    else:
+        try:
+            backbone = Backbone(config.frozen, pretrained=True)
+        except UserError as error:
+            reason = str(error).removeprefix("model.backbone: ")
+            raise UserError(f"{path}.frozen: {reason}; or give 'ema' or a checkpoint folder") from error
+    if max(config.layers) >= len(backbone.scales):
+        raise UserError(
+            f"{path}.layers: {max(config.layers)} is too deep; the frozen network has feature maps 0 to "
+            f"{len(backbone.scales) - 1}"
+        )
+    if config.frozen == EMA:
+        return FrozenNet(backbone, config.layers, config.momentum)
+    if ours:
+        load_checkpoint(backbone, config.frozen, path=f"{path}.frozen", name=model.backbone)
+    return FrozenNet(backbone, config.layers)
+
+
+def is_checkpoint(frozen: str) -> bool:
+    """Whether the setting names a folder or URL rather than a timm model: it holds a slash and no hub's prefix."""
+    return "/" in frozen and not frozen.startswith(("hf-hub:", "hf_hub:"))
+
+
+def load_checkpoint(backbone: Backbone, url: str, *, path: str, name: str) -> None:
+    """Load the encoder's weights from `model.safetensors` of a checkpoint of ours (names of `HMTLModel.state_dict`).
+
+    Args:
+        backbone: Where to.
+        url: The checkpoint's folder or URL, or that of its `model.safetensors`.
+        path: Dotted path of the setting, for errors.
+        name: timm name of the backbone, for errors.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds another backbone.
+    """
+    folder = url.removesuffix("/" + WEIGHTS_FILE)
+    try:
+        tensors = load(open_storage(folder).read(WEIGHTS_FILE))
+    except (SafetensorError, UserError) as error:
+        raise UserError(f"{path}: cannot read {WEIGHTS_FILE} of checkpoint {folder}: {error}") from error
+    weights = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    expected = cast(dict[str, Tensor], backbone.state_dict())
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
+        raise UserError(f"{path}: checkpoint {folder} holds another backbone than model.backbone={name}")
+    backbone.load_state_dict(weights)

@@ -1,0 +1,102 @@
+"""Puzzling: the picture's tiles are shuffled, and the model says which tile sits where.
+
+Shape legend: B samples, N tiles a side, S = N * N slots, C channels, H x W pixels.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from hmtl_dist import rng
+from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, Supervise, Task, TaskConfig
+from hmtl_dist.tasks.supervised import at_least_float32
+
+
+class PuzzlingConfig(TaskConfig):
+    """Solve a puzzle made of the picture's own tiles."""
+
+    type: Literal["puzzling"] = "puzzling"
+    """Kind of task."""
+    grid: Literal[2, 3] = 2
+    """Tiles a side."""
+    supervise: Supervise = "corrupted"
+    """Which picture the supervised heads read: the puzzle (`corrupted`, one pass), the `clean` picture, or `both`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout before the linear layer."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Whether a puzzle's loss is the mean or the sum over its slots; the authors' main script sums."""
+
+
+class Puzzling(Task):
+    """Slot i of the shuffled picture predicts which original tile, counted row by row, sits in it.
+
+    Source: Pourmirzaei et al., arXiv 2105.06421, and the authors' code: every permutation is equally likely, identity
+    included; the shuffled picture is encoded whole, once; one softmax cross-entropy a slot over all S tiles. Pictures
+    whose sides N does not divide are resized to the next multiple, shuffled, and resized back.
+    """
+
+    is_pretext = True
+
+    def __init__(self, name: str, config: PuzzlingConfig) -> None:
+        super().__init__(name, config.weight)
+        self.view = name
+        self.supervise = config.supervise
+        self.grid = config.grid
+        self._slots = config.grid * config.grid
+        self._dropout = config.dropout
+        self._factor = 1.0 if config.reduction == "sum" else 1.0 / self._slots
+
+    def head_spec(self) -> LinearHead:
+        """One logit for each tile in each slot: `[B, S * S]`."""
+        return LinearHead(self._slots * self._slots, self._dropout)
+
+    def prepare(self, inputs: Inputs) -> Prepared:
+        """Shuffle the tiles: the view, and targets `tiles`, int64 `[B, S]`, the original tile in each slot."""
+        tiles_BS = rng.permutations(inputs.seed, inputs.epoch, inputs.positions, rng.Stream.PUZZLE, self._slots)
+        return Prepared({self.view: shuffle_tiles(inputs.images, tiles_BS, self.grid)}, {"tiles": tiles_BS})
+
+    def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
+        """Cross-entropy of all slots; metric `accuracy` is the share of slots that are right."""
+        del ranks
+        tiles_BS = prepared.targets["tiles"]
+        logits_BST = at_least_float32(outputs[self.view]).reshape(-1, self._slots, self._slots)
+        losses_BS = F.cross_entropy(logits_BST.transpose(1, 2), tiles_BS, reduction="none")
+        right_B = (logits_BST.detach().argmax(2) == tiles_BS).sum(1)
+        count = inputs.weight.sum()
+        return LossTerms(
+            sum=(losses_BS.sum(1) * inputs.weight).sum() * self._factor,
+            count=count,
+            metrics={"accuracy": ((right_B * inputs.weight).sum(), count * self._slots)},
+        )
+
+
+def shuffle_tiles(images: Tensor, tiles: Tensor, grid: int) -> Tensor:
+    """Put tile `tiles[b, i]` of picture b into its slot i.
+
+    Args:
+        images: Pictures, float `[B, C, H, W]`.
+        tiles: Original tile (row-major) for each slot, int64 `[B, grid * grid]`.
+        grid: Tiles a side.
+
+    Returns:
+        Shuffled pictures of the same shape, in channels-last memory.
+    """
+    height, width = images.shape[2:]
+    tiled = (-(-height // grid) * grid, -(-width // grid) * grid)
+    if tiled != (height, width):
+        images = F.interpolate(images, size=tiled, mode="bilinear", align_corners=False)
+    # Channels last, so that a row of a tile is one run of memory: one gather moves all tiles of all pictures.
+    batch, channels = images.shape[:2]
+    height_of_tile, width_of_tile = tiled[0] // grid, tiled[1] // grid
+    rows = images.permute(0, 2, 3, 1).reshape(batch, grid, height_of_tile, grid, width_of_tile * channels)
+    index = torch.arange(batch, device=images.device)[:, None]
+    moved = rows[index, tiles // grid, :, tiles % grid]  # [B, S, h, w * C]
+    moved = moved.reshape(batch, grid, grid, height_of_tile, width_of_tile * channels).transpose(2, 3)
+    shuffled = moved.reshape(batch, *tiled, channels).permute(0, 3, 1, 2)
+    if tiled != (height, width):
+        shuffled = F.interpolate(shuffled, size=(height, width), mode="bilinear", align_corners=False)
+    return shuffled
