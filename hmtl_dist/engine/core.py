@@ -22,6 +22,7 @@ from hmtl_dist.engine.optim import (
 from hmtl_dist.errors import UserError
 
 Outputs = Mapping[str, Mapping[str, Tensor]]
+NamedParameters = list[tuple[str, nn.Parameter]]
 
 
 def world_size() -> int:
@@ -179,7 +180,7 @@ class EngineCore(ABC):
     def _after_load(self) -> None:
         return
 
-    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+    def trainable(self) -> NamedParameters:
         """Return the parameters the optimizer moves, by name."""
         return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
 
@@ -278,15 +279,41 @@ def by_parameter(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str,
     return split
 
 
-def as_tensor(value: Any) -> Tensor | None:
-    """Return an optimizer's state value as a CPU tensor, None for what is not a number; whole numbers become int64."""
-    if isinstance(value, Tensor):
-        return cpu_copy(value)
-    return torch.tensor(value) if isinstance(value, int | float) else None
+def replicated_state(optimizer: Optimizer, trainable: NamedParameters) -> dict[str, Tensor]:
+    """Return the state of an optimizer that holds whole parameters, as `<parameter name>/<state name>` on CPU."""
+    states = cast("dict[int, dict[str, Any]]", optimizer.state_dict()["state"])
+    return {
+        f"{name}/{kind}": cpu_copy(value)
+        for index, (name, _) in enumerate(_indexed(optimizer, trainable))
+        for kind, value in states.get(index, {}).items()
+        if isinstance(value, Tensor)
+    }
 
 
-def from_tensor(value: Tensor, like: Tensor) -> Any:
-    """Undo `as_tensor`: whole-number scalars become `int`, the rest takes the parameter's device and layout."""
-    if value.dim() == 0:
-        return int(value) if value.dtype == torch.int64 else value.clone()
-    return torch.empty_like(like, dtype=value.dtype).copy_(value)
+def load_replicated_state(optimizer: Optimizer, trainable: NamedParameters, state: Mapping[str, Tensor]) -> None:
+    """Restore what `replicated_state` returned.
+
+    Raises:
+        UserError: The state names a parameter that the optimizer does not have.
+    """
+    by_name = by_parameter(state, [name for name, _ in trainable])
+    states = {
+        index: {kind: like_parameter(value, parameter) for kind, value in by_name[name].items()}
+        for index, (name, parameter) in enumerate(_indexed(optimizer, trainable))
+        if name in by_name
+    }
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
+    """Copy a state's tensor to the parameter's device and memory layout, which fused kernels take for granted."""
+    if value.dim() == 0 and parameter.dim():
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _indexed(optimizer: Optimizer, trainable: NamedParameters) -> NamedParameters:
+    """Return parameters by name in the order of `Optimizer.state_dict()`."""
+    names = {id(parameter): name for name, parameter in trainable}
+    groups = cast("list[dict[str, list[nn.Parameter]]]", optimizer.param_groups)
+    return [(names[id(parameter)], parameter) for group in groups for parameter in group["params"]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 from hmtl_dist.engine.core import (
     EngineCore,
     Outputs,
-    as_tensor,
-    by_parameter,
-    from_tensor,
+    load_replicated_state,
+    replicated_state,
     to_channels_last,
     world_size,
 )
@@ -69,28 +68,8 @@ class PlainEngine(EngineCore):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _indexed(self) -> list[tuple[str, nn.Parameter]]:
-        """Return parameters by name in the order of `Optimizer.state_dict()`."""
-        names = {id(parameter): name for name, parameter in self.trainable()}
-        groups = cast("list[dict[str, list[nn.Parameter]]]", self.optimizer.param_groups)
-        return [(names[id(parameter)], parameter) for group in groups for parameter in group["params"]]
-
     def _optimizer_state(self) -> dict[str, Tensor]:
-        states = cast("dict[int, dict[str, Any]]", self.optimizer.state_dict()["state"])
-        gathered: dict[str, Tensor] = {}
-        for index, (name, _) in enumerate(self._indexed()):
-            for key, value in states.get(index, {}).items():
-                tensor = as_tensor(value)
-                if tensor is not None:
-                    gathered[f"{name}/{key}"] = tensor
-        return gathered
+        return replicated_state(self.optimizer, self.trainable())
 
     def _load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        indexed = self._indexed()
-        by_name = by_parameter(state, [name for name, _ in indexed])
-        states = {
-            index: {kind: from_tensor(value, parameter) for kind, value in by_name[name].items()}
-            for index, (name, parameter) in enumerate(indexed)
-            if name in by_name
-        }
-        self.optimizer.load_state_dict({"state": states, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        load_replicated_state(self.optimizer, self.trainable(), state)
