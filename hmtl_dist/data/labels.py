@@ -67,7 +67,6 @@ def read_value(text: str, name: str, field: Field) -> LabelValue:
         return None
     if field.kind == "category":
         raise ValueError(f"{name} is {text!r}, not one of {', '.join(field.classes)}")
-        return text
     try:
         number = float(text)
     except ValueError:
