@@ -1,0 +1,234 @@
+"""What a person sees: our own lines on the real terminal, everybody else's chatter in the run's log file.
+
+Ray, DeepSpeed, MLflow and their C++ parts write to the process's file descriptors 1 and 2. During `Console.capture`
+those lead to a log file; the console keeps duplicates of the terminal for its own lines.
+"""
+
+import ctypes
+import os
+import sys
+import time
+import traceback
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self, TextIO
+
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from hmtl_dist.errors import UserError
+
+PLAIN_SECONDS = 10.0
+"""Seconds between two plain lines of one progress, where nobody watches a bar."""
+_REFRESH_SECONDS = 0.1
+
+
+def duration(seconds: float) -> str:
+    """Write a time as `42s`, `3m05s` or `2h03m`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Console:
+    """The terminal this process was started on, wherever its file descriptors lead by now.
+
+    One a process, made before anything redirects the output; close it, or use it as a context manager.
+    """
+
+    def __init__(self) -> None:
+        _flush()
+        self._out = _duplicate(1)
+        self._err = _duplicate(2)
+        self._rich = RichConsole(file=self._out, highlight=False, soft_wrap=True)
+        self._log: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the duplicates back."""
+        self._out.close()
+        self._err.close()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody may watch a bar move."""
+        return self._rich.is_terminal
+
+    def say(self, text: str = "") -> None:
+        """Print a line; markup in it means nothing."""
+        self._rich.print(text, markup=False)
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print a table or another rich object."""
+        self._rich.print(renderable)
+
+    def warn(self, text: str) -> None:
+        """Print a warning of one line to the error output."""
+        print("warning:", text, file=self._err)
+
+    @contextmanager
+    def capture(self, log: Path) -> Generator[None]:
+        """Lead descriptors 1 and 2 of this process, and of those it starts, to the end of a log file.
+
+        A `UserError` passes through. Any other exception leaves its traceback in the log and its one line, with the
+        path of the log, on the terminal.
+
+        Raises:
+            SystemExit: with code 1, after such an exception.
+            UserError: the log file cannot be opened.
+        """
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise UserError(f"log file {log}: {(error.strerror or str(error)).lower()}") from error
+        _flush()
+        saved = os.dup(1), os.dup(2)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+        self._log = log
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            self._fail(error, log)
+            raise SystemExit(1) from error
+        finally:
+            self._log = None
+            _flush()
+            for descriptor, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, descriptor)
+                os.close(original)
+
+    def _fail(self, error: Exception, log: Path) -> None:
+        with log.open("a") as file:
+            traceback.print_exception(error, file=file)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        print(f"error: {cause}\nthe log has more: {log}", file=self._err)
+
+    @contextmanager
+    def progress(self, title: str, total: int, *, plain_seconds: float = PLAIN_SECONDS) -> "Generator[Progress]":
+        """Show how far something is: a bar on a terminal, elsewhere a plain line at most every `plain_seconds`.
+
+        A `plain_seconds` of 0 prints a line at every update. The last update is always shown.
+        """
+        if not self.is_terminal:
+            lines = _Lines(self, title, total, plain_seconds)
+            try:
+                yield lines
+            finally:
+                lines.flush()
+            return
+        # A captured process has nothing to say on the terminal; one that is not may print above the bar.
+        free = self._log is None
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with RichProgress(
+            *columns, console=self._rich, auto_refresh=False, redirect_stdout=free, redirect_stderr=free
+        ) as bar:
+            yield _Bar(bar, title, total)
+            bar.refresh()
+
+
+class Progress:
+    """One thing that is under way."""
+
+    def update(
+        self,
+        step: int,
+        *,
+        samples_per_second: float | None = None,
+        wait_share: float | None = None,
+        losses: Mapping[str, float] | None = None,
+        eta_seconds: float | None = None,
+    ) -> None:
+        """Tell the steps done and the figures that are known.
+
+        Args:
+            step: Steps done so far.
+            samples_per_second: Pictures per second.
+            wait_share: Share of wall time in [0, 1] spent waiting for data.
+            losses: Loss of each task, by name.
+            eta_seconds: Time left, in seconds.
+        """
+        parts: list[str] = []
+        if samples_per_second is not None:
+            parts.append(f"{samples_per_second:,.1f} img/s")
+        if wait_share is not None:
+            parts.append(f"wait {wait_share:.0%}")
+        parts += [f"{name} {loss:.4g}" for name, loss in (losses or {}).items()]
+        if eta_seconds is not None:
+            parts.append(f"ETA {duration(eta_seconds)}")
+        self._update(step, "  ".join(parts))
+
+    def _update(self, step: int, figures: str) -> None:
+        raise NotImplementedError
+
+
+class _Bar(Progress):
+    def __init__(self, bar: RichProgress, title: str, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task(title, total=total, figures="")
+        self._shown = 0.0
+        bar.refresh()
+
+    def _update(self, step: int, figures: str) -> None:
+        self._bar.update(self._task, completed=step, figures=figures)
+        now = time.monotonic()
+        if now - self._shown >= _REFRESH_SECONDS:
+            self._shown = now
+            self._bar.refresh()
+
+
+class _Lines(Progress):
+    def __init__(self, console: Console, title: str, total: int, interval: float) -> None:
+        self._console = console
+        self._title = title
+        self._total = total
+        self._interval = interval
+        self._shown = -interval
+        self._waiting = ""
+
+    def _update(self, step: int, figures: str) -> None:
+        share = f"{step / self._total:.0%}" if self._total else "100%"
+        self._waiting = f"{self._title} {step}/{self._total} {share}  {figures}".rstrip()
+        now = time.monotonic()
+        if now - self._shown >= self._interval:
+            self._shown = now
+            self.flush()
+
+    def flush(self) -> None:
+        """Print the last line if it is still to be shown."""
+        if self._waiting:
+            self._console.say(self._waiting)
+            self._waiting = ""
+
+
+def _duplicate(descriptor: int) -> TextIO:
+    return os.fdopen(os.dup(descriptor), "w", buffering=1, encoding="utf-8", errors="replace")
+
+
+def _flush() -> None:
+    """Write out what Python and the C library hold back, so that it lands where it was meant to."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)

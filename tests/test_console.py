@@ -1,0 +1,118 @@
+"""Our lines reach the terminal, all other output the log."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hmtl_dist.console import Console, duration
+
+_CHATTY = """
+import ctypes, os, subprocess, sys
+from pathlib import Path
+from hmtl_dist.console import Console
+from hmtl_dist.errors import UserError
+
+libc = ctypes.CDLL(None)
+with Console() as console:
+    print("before")
+    with console.capture(Path(sys.argv[1])):
+        print("python")
+        os.write(1, b"descriptor\\n")
+        libc.puts(b"c library")
+        subprocess.run(["echo", "child"], check=True)
+        print("stderr", file=sys.stderr)
+        console.say("ours")
+        FAIL
+    print("after")
+"""
+
+
+def run(log: Path, fail: str = "") -> subprocess.CompletedProcess[str]:
+    program = _CHATTY.replace("FAIL", fail)
+    return subprocess.run([sys.executable, "-c", program, str(log)], capture_output=True, text=True, check=False)
+
+
+def test_only_our_lines_are_printed_during_a_capture(tmp_path: Path) -> None:
+    done = run(tmp_path / "run.log")
+    assert done.stdout.splitlines() == ["before", "ours", "after"]
+    assert done.stderr == ""
+
+
+def test_log_holds_what_python_c_and_children_wrote(tmp_path: Path) -> None:
+    log = tmp_path / "deep" / "run.log"
+    run(log)
+    assert set(log.read_text().splitlines()) == {"python", "descriptor", "c library", "child", "stderr"}
+
+
+def test_log_is_continued(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    log.write_text("yesterday\n")
+    run(log)
+    assert log.read_text().startswith("yesterday\n")
+
+
+def test_failure_prints_its_cause_and_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    done = run(log, "raise RuntimeError('lost a worker\\nand more')")
+    assert done.stderr == f"error: RuntimeError: lost a worker\nthe log has more: {log}\n"
+    assert done.returncode == 1
+
+
+def test_failure_leaves_its_traceback_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    run(log, "raise RuntimeError('lost a worker')")
+    assert log.read_text().endswith("RuntimeError: lost a worker\n")
+    assert "Traceback" in log.read_text()
+
+
+def test_what_the_user_can_mend_passes_through(tmp_path: Path) -> None:
+    done = run(tmp_path / "run.log", "raise UserError('mend it')")
+    assert done.stderr.rstrip().endswith("hmtl_dist.errors.UserError: mend it")
+
+
+def test_plain_progress_prints_first_and_last_between_intervals(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console() as console, console.progress("train", 100) as progress:
+        for step in (1, 50, 100):
+            progress.update(
+                step, samples_per_second=1234.5, wait_share=0.034, losses={"total": 0.51234}, eta_seconds=65
+            )
+    figures = "1,234.5 img/s  wait 3%  total 0.5123  ETA 1m05s"
+    assert capfd.readouterr().out.splitlines() == [f"train 1/100 1%  {figures}", f"train 100/100 100%  {figures}"]
+
+
+def test_plain_progress_prints_every_update_if_asked(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console() as console, console.progress("build", 3, plain_seconds=0) as progress:
+        for step in (1, 2, 3):
+            progress.update(step)
+    assert len(capfd.readouterr().out.splitlines()) == 3
+
+
+def test_terminal_gets_a_bar_with_the_figures() -> None:
+    program = """
+from hmtl_dist.console import Console
+with Console() as console, console.progress("train", 4) as progress:
+    progress.update(4, samples_per_second=12.0, losses={"total": 0.5})
+"""
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=follower, env=environment)
+    os.close(follower)
+    text = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            text += chunk
+    except OSError:  # how Linux says that the other end was closed
+        pass
+    os.close(leader)
+    assert process.wait() == 0
+    assert b"\r" in text
+    assert "12.0 img/s  total 0.5" in text.decode()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (185, "3m05s"), (7380, "2h03m")])
+def test_duration_is_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
