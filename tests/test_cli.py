@@ -1,0 +1,115 @@
+"""The command line as a person meets it."""
+
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hmtl_dist import __version__
+from hmtl_dist.cli.app import Commands, app
+from hmtl_dist.errors import UserError
+
+HEAVY = ("boto3", "deepspeed", "mlflow", "numpy", "ray", "timm", "torch", "webdataset")
+
+
+@pytest.fixture
+def run() -> Callable[..., tuple[int, str, str]]:
+    def invoke(*arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, arguments)
+        return result.exit_code, result.stdout, result.stderr
+
+    return invoke
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def raising(error: BaseException) -> typer.Typer:
+    """A command line whose one command fails."""
+    failing = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+
+    @failing.command()
+    def fail() -> NoReturn:
+        raise error
+
+    @failing.command()
+    def other() -> None: ...
+
+    assert callable(fail)
+    assert callable(other)
+    return failing
+
+
+def test_module_runs_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "hmtl_dist", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"hmtl-dist {__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom hmtl_dist.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('loaded:', *(name for name in {HEAVY} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_mistake_of_the_user_is_one_line_and_exit_code_2() -> None:
+    result = CliRunner().invoke(raising(UserError("no such thing;\nname another")), ["fail"])
+    assert (result.exit_code, result.stderr) == (2, "error: no such thing; name another\n")
+
+
+def test_interruption_is_exit_code_130() -> None:
+    assert CliRunner().invoke(raising(KeyboardInterrupt()), ["fail"]).exit_code == 130
+
+
+def test_full_disk_is_one_line_and_exit_code_2() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/full/file")
+    result = CliRunner().invoke(raising(full), ["fail"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: /full/file: no space is left on the device; ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_fault_of_the_program_is_not_hidden() -> None:
+    assert isinstance(CliRunner().invoke(raising(ValueError("bug")), ["fail"]).exception, ValueError)
+
+
+def test_unknown_command_is_exit_code_2(run: Run) -> None:
+    assert run("trian")[0] == 2
+
+
+def test_shipped_spaces_are_listed_with_their_purpose(run: Run) -> None:
+    code, out, _ = run("spaces", "ls", "--json")
+    assert code == 0
+    assert json.loads(out)["task_weights"].startswith("How much each task counts")
+
+
+def test_shipped_space_is_printed(run: Run) -> None:
+    assert "tasks.puzzling.weight" in run("spaces", "cat", "task_weights")[1]
+
+
+def test_shipped_space_is_copied_into_a_folder(run: Run, tmp_path: Path) -> None:
+    assert run("spaces", "cp", "task_weights", str(tmp_path)) == (0, f"{tmp_path}/task_weights.yaml\n", "")
+    assert (tmp_path / "task_weights.yaml").read_text() == run("spaces", "cat", "task_weights")[1]
+
+
+def test_copy_never_overwrites(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("mine")
+    code, _, err = run("spaces", "cp", "task_weights", str(tmp_path / "mine.yaml"))
+    assert (code, (tmp_path / "mine.yaml").read_text()) == (2, "mine")
+    assert "exists already" in err
+
+
+def test_misspelt_recipe_is_explained(run: Run) -> None:
+    code, _, err = run("recipes", "cat", "no_such_recipe")
+    assert code == 2
+    assert err.startswith("error: recipe 'no_such_recipe': no recipe of this name is shipped;")
