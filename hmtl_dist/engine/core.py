@@ -20,6 +20,7 @@ from hmtl_dist.engine.optim import (
     learning_rate_at,
 )
 from hmtl_dist.errors import UserError
+from hmtl_dist.model.backbone import import_timm
 
 Outputs = Mapping[str, Mapping[str, Tensor]]
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -65,6 +66,7 @@ class EngineCore(ABC):
         if self._average is not None:
             self._average.reset(self.module)
         self.module.train()
+        self._buffers_agree = True
 
     @property
     def learning_rate(self) -> float:
@@ -83,6 +85,7 @@ class EngineCore(ABC):
             self.module.train()
         if self._channels_last:
             views = {name: view.contiguous(memory_format=torch.channels_last) for name, view in views.items()}
+        self._buffers_agree = False
         outputs = self._forward(views)
         return {task: {view: output.float() for view, output in heads.items()} for task, heads in outputs.items()}
 
@@ -108,12 +111,11 @@ class EngineCore(ABC):
     def evaluation_module(self) -> nn.Module:
         """Return the module to evaluate, in evaluation mode: the EMA weights where EMA is on, else the current ones.
 
-        Collective: BatchNorm's running statistics are those of rank 0 in every evaluation and checkpoint; they play
-        no part in training, so a run's weights do not depend on when it evaluates.
+        Collective after a training step: BatchNorm's running statistics are those of rank 0 in every evaluation and
+        checkpoint. They play no part in training, so a run's weights do not depend on when it evaluates.
         """
-        module = self.module if self._average is None else self._average.module
-        broadcast_buffers(module)
-        return module.eval()
+        self._agree_on_buffers()
+        return (self.module if self._average is None else self._average.module).eval()
 
     def state(self) -> EngineState:
         """Gather the consolidated state, on CPU, equal on every rank; collective.
@@ -123,15 +125,11 @@ class EngineCore(ABC):
         """
         if self.micro_step % self.config.accumulation_steps:
             raise RuntimeError("the state has no place for half-accumulated gradients; take it after a step")
-        broadcast_buffers(self.module)
-        average: dict[str, Tensor] = {}
-        if self._average is not None:
-            broadcast_buffers(self._average.module)
-            average = _snapshot(self._average.module)
+        self._agree_on_buffers()
         return EngineState(
             model=_snapshot(self.module),
             optimizer=self._optimizer_state(),
-            ema=average,
+            ema={} if self._average is None else _snapshot(self._average.module),
             counters={"global_step": self.global_step, "micro_step": self.micro_step},
         )
 
@@ -156,11 +154,19 @@ class EngineCore(ABC):
         for group in self.optimizer.param_groups:
             if "lookahead_step" in group:  # timm's Lookahead counts in its groups, not in its state
                 group["lookahead_step"] = self.global_step
+        self._buffers_agree = True
         self._after_load()
 
     def close(self) -> None:
         """Release what the engine holds outside itself; the module stays usable."""
         return
+
+    def _agree_on_buffers(self) -> None:
+        if not self._buffers_agree:
+            broadcast_buffers(self.module)
+            if self._average is not None:
+                broadcast_buffers(self._average.module)
+            self._buffers_agree = True
 
     @abstractmethod
     def _forward(self, views: Mapping[str, Tensor]) -> Outputs: ...
@@ -199,9 +205,8 @@ def _prepared(module: nn.Module, config: EngineConfig, device: torch.device) -> 
         if device.type != "cuda":
             raise UserError(f"engine.sync_batchnorm=true needs GPUs, given {device.type}; set it to false")
         if world_size() > 1:
-            from timm.layers import norm_act
-
-            convert = cast("Callable[[nn.Module], nn.Module]", norm_act.convert_sync_batchnorm)
+            # timm's own keeps the activation that its BatchNorm layers hold
+            convert = cast("Callable[[nn.Module], nn.Module]", import_timm().layers.convert_sync_batchnorm)
             module = convert(module)
     return module
 

@@ -160,7 +160,7 @@ def build_optimizer(module: "nn.Module", config: OptimConfig) -> "Optimizer":
     timm makes the two parameter groups: no weight decay for parameters of at most one dimension, for biases, and for
     those the module names in `no_weight_decay()`.
     """
-    from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]  # its public home
+    from hmtl_dist.model.backbone import import_timm
 
     arguments: dict[str, Any] = {"betas": config.betas}
     base = config.optimizer.removeprefix("lookahead_")
@@ -168,6 +168,9 @@ def build_optimizer(module: "nn.Module", config: OptimConfig) -> "Optimizer":
         arguments = {"momentum": config.momentum, "nesterov": config.momentum > 0}
     if base in {"adamw", "adam", "sgd"}:
         arguments["fused"] = config.fused
+    import_timm()
+    from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]  # its public home
+
     return create_optimizer_v2(
         module, config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay, **arguments
     )
