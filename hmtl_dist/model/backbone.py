@@ -33,7 +33,7 @@ class _TimmModel(Protocol):
     def forward_features(self, x: Tensor) -> Tensor: ...
     def forward_head(self, x: Tensor, pre_logits: bool) -> Tensor: ...
     def forward_intermediates(self, x: Tensor, **options: Any) -> Any: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def prune_intermediate_layers(self, indices: Sequence[int], prune_head: bool) -> object: ...
 
 
 class Backbone(nn.Module):
@@ -88,6 +88,10 @@ class Backbone(nn.Module):
         options = {"indices": indices, "intermediates_only": True, "stop_early": True}
         return self._timm.forward_intermediates(self._normalise(images), **options)
 
+    def keep_maps(self, deepest: int) -> None:
+        """Drop what lies behind the map of scale `deepest`: pooling and `forward` are then no longer possible."""
+        self._timm.prune_intermediate_layers(indices=[self.scales[deepest]], prune_head=True)
+
     def pool(self, features: Tensor) -> Tensor:
         """Pool the last feature map as the model does before its classifier: `[B, num_features]`."""
         return self._timm.forward_head(features, pre_logits=True)
@@ -109,7 +113,7 @@ def import_timm() -> ModuleType:
     """
     if not _schemas and "torchvision" not in sys.modules and not _torchvision_loads():
         library = torch.library.Library("torchvision", "FRAGMENT")
-        declare = cast(Callable[[str], object], library.define)  # pyright: ignore[reportUnknownMemberType]  # untyped
+        declare = cast(Callable[[str], object], library.define)
         declare("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         declare("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _schemas.append(library)  # the declarations live as long as this object
@@ -124,7 +128,7 @@ def _torchvision_loads() -> bool:
     if not folders:
         return True  # torchvision is not there: importing timm says so itself
     extensions = [path for folder in folders for path in Path(folder).glob("_C*.so")]
-    load = cast(Callable[[Path], None], torch.ops.load_library)  # pyright: ignore[reportUnknownMemberType]  # untyped
+    load = cast(Callable[[Path], None], torch.ops.load_library)
     try:
         for path in extensions:
             load(path)

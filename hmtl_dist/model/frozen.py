@@ -1,8 +1,9 @@
 """Frozen networks whose features say how alike two pictures look."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import Backbone
 from hmtl_dist.model.hmtl import ModelConfig
-from hmtl_dist.tasks.base import TaskConfig
+from hmtl_dist.tasks.base import Ranks, TaskConfig
 from hmtl_dist.tasks.inpainting import InpaintingConfig
 
 EMA = "ema"
@@ -21,39 +22,40 @@ PREFIX = "backbone."
 
 
 class FrozenNet(nn.Module):
-    """A backbone that is never trained; batch normalisation uses its running statistics.
+    """The first stages of a backbone, never trained; batch normalisation uses its running statistics.
 
     Args:
-        backbone: The network; its parameters are frozen here.
+        backbone: The network; frozen here, and cut behind the deepest of the layers.
         layers: Feature maps to compare, 0 the finest.
-        momentum: Share of the old average that `after_step` keeps, where it follows a model.
+        ranks: The process group.
+        momentum: Share of the old average that `after_step` keeps, for a network that follows a model.
     """
 
-    def __init__(self, backbone: Backbone, layers: Sequence[int], momentum: float | None = None) -> None:
+    def __init__(self, backbone: Backbone, layers: Sequence[int], ranks: Ranks, momentum: float | None = None) -> None:
         super().__init__()
+        backbone.keep_maps(max(layers))
         self.backbone = backbone.eval().requires_grad_(requires_grad=False)
         self._layers = tuple(layers)
+        self._ranks = ranks
         self._momentum = momentum
-        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self._followed: list[Backbone] = []  # in a list, so that it is no part of this module
+        self._average: Average | None = None
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the compared feature maps of pictures in [0, 1], float `[B, 3, H, W]`; differentiable in them."""
         return self.backbone.early(images, self._layers)
 
-    def follow(self, backbone: Backbone) -> None:
-        """Start as a copy of a model's encoder and be its moving average from now on; nothing for a fixed network."""
-        if self._momentum is None:
-            return
-        self._followed = [backbone]
-        self.backbone.load_state_dict(backbone.state_dict())
+    def follow(self, model: Backbone) -> None:
+        """Start as a copy of a model's encoder and be its moving average from now on; nothing for a fixed network.
+
+        Call it when both are on their device.
+        """
+        if self._momentum is not None:
+            self._average = Average(self.backbone, model, self._momentum, self._ranks)
 
     def after_step(self) -> None:
-        """Move every parameter and statistic a little towards the model's; nothing for a fixed network."""
-        if self._momentum is None or not self._followed:
-            return
-        averages, sources = self._matching(self._followed[0])
-        get_ema_multi_avg_fn(self._momentum)(averages, sources, 0)
+        """Move a little towards the model, after an optimizer step; collective; nothing for a fixed network."""
+        if self._average is not None:
+            self._average.move()
 
     def train(self, mode: bool = True) -> "FrozenNet":
         """Stay in evaluation mode whatever is asked."""
@@ -69,17 +71,42 @@ class FrozenNet(nn.Module):
         if self._momentum is not None:
             self.backbone.load_state_dict(dict(state))
 
-    def _matching(self, model: Backbone) -> tuple[list[Tensor], list[Tensor]]:
-        """Tensors of the average and of the model, in pairs; integer counters are left out."""
-        if not self._pairs[0]:
-            own = dict(self.backbone.named_parameters()) | dict(self.backbone.named_buffers())
-            theirs = dict(model.named_parameters()) | dict(model.named_buffers())
-            names = [name for name, tensor in own.items() if tensor.is_floating_point()]
-            self._pairs = ([own[name] for name in names], [theirs[name] for name in names])
-        return self._pairs
+
+class Average:
+    """An exponential moving average of those tensors of a model that a part of it has too, by name.
+
+    Parameters are the same on every rank. The statistics of batch normalisation are not: their mean over ranks is
+    taken, so that every rank holds the same average.
+    """
+
+    def __init__(self, own: nn.Module, model: nn.Module, momentum: float, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._move: Callable[[list[Tensor], list[Tensor], int], None] = get_ema_multi_avg_fn(momentum)
+        sources = dict(model.named_parameters())
+        self._parameters = [(tensor, sources[name]) for name, tensor in own.named_parameters()]
+        sources = dict(model.named_buffers())
+        floats = [(name, tensor) for name, tensor in own.named_buffers() if tensor.is_floating_point()]
+        self._statistics = [(tensor, sources[name]) for name, tensor in floats]
+        with torch.no_grad():
+            for average, source in self._parameters + self._statistics:
+                average.copy_(source)
+
+    def move(self) -> None:
+        """Keep `momentum` of the average and take the rest from the model."""
+        averages, sources = map(list, zip(*self._parameters, strict=True))
+        self._move(averages, sources, 0)
+        if not self._statistics:
+            return
+        averages, sources = map(list, zip(*self._statistics, strict=True))
+        if self._ranks.world_size > 1:
+            flat = torch.cat([source.detach().flatten() for source in sources])
+            mean = self._ranks.all_reduce_sum(flat) / self._ranks.world_size
+            parts = torch.split_with_sizes(mean, [source.numel() for source in sources])
+            sources = [part.view_as(source) for part, source in zip(parts, sources, strict=True)]
+        self._move(averages, sources, 0)
 
 
-def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig) -> dict[str, FrozenNet]:
+def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig, ranks: Ranks) -> dict[str, FrozenNet]:
     """Build the frozen network of each in-painting task that wants one, by task name.
 
     Hand them to `build_tasks`, move them to the device, and let them `follow` the model's backbone once it is built.
@@ -90,11 +117,11 @@ def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig) -> dict[st
     nets: dict[str, FrozenNet] = {}
     for name, config in tasks.items():
         if isinstance(config, InpaintingConfig) and config.perceptual_weight > 0:
-            nets[name] = _build(f"tasks.{name}", config, model)
+            nets[name] = _build(f"tasks.{name}", config, model, ranks)
     return nets
 
 
-def _build(path: str, config: InpaintingConfig, model: ModelConfig) -> FrozenNet:
+def _build(path: str, config: InpaintingConfig, model: ModelConfig, ranks: Ranks) -> FrozenNet:
     ours = config.frozen == EMA or is_checkpoint(config.frozen)
     if ours:
         backbone = Backbone(model.backbone, options=model.options)
@@ -110,10 +137,10 @@ def _build(path: str, config: InpaintingConfig, model: ModelConfig) -> FrozenNet
             f"{len(backbone.scales) - 1}"
         )
     if config.frozen == EMA:
-        return FrozenNet(backbone, config.layers, config.momentum)
+        return FrozenNet(backbone, config.layers, ranks, config.momentum)
     if ours:
         load_checkpoint(backbone, config.frozen, path=f"{path}.frozen", name=model.backbone)
-    return FrozenNet(backbone, config.layers)
+    return FrozenNet(backbone, config.layers, ranks)
 
 
 def is_checkpoint(frozen: str) -> bool:
@@ -138,8 +165,8 @@ def load_checkpoint(backbone: Backbone, url: str, *, path: str, name: str) -> No
         tensors = load(open_storage(folder).read(WEIGHTS_FILE))
     except (SafetensorError, UserError) as error:
         raise UserError(f"{path}: cannot read {WEIGHTS_FILE} of checkpoint {folder}: {error}") from error
-    weights = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    weights = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     expected = cast(dict[str, Tensor], backbone.state_dict())
-    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
+    if any(key not in weights or weights[key].shape != value.shape for key, value in expected.items()):
         raise UserError(f"{path}: checkpoint {folder} holds another backbone than model.backbone={name}")
-    backbone.load_state_dict(weights)
+    backbone.load_state_dict({key: weights[key] for key in expected})

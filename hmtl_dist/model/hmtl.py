@@ -56,6 +56,9 @@ class HMTLModel(nn.Module):
             drop_path_rate=config.drop_path_rate,
             options=config.options,
         )
+        self._pools = any(isinstance(spec, LinearHead) for spec in heads.values())
+        if not self._pools:  # parameters that no output needs would get no gradient
+            self.backbone.keep_maps(len(self.backbone.scales) - 1)
         self.heads = nn.ModuleDict({name: self._head(spec) for name, spec in heads.items()})
         self.log_vars = nn.Parameter(torch.zeros(len(log_vars))) if log_vars else None
         self.wiring = {name: tuple(wiring[name]) for name in heads}
@@ -75,11 +78,8 @@ class HMTLModel(nn.Module):
         names = list(dict.fromkeys(view for read in self.wiring.values() for view in read))
         images = torch.cat([views[name] for name in names]) if len(names) > 1 else views[names[0]]
         place = {name: slice(i * len(views[name]), (i + 1) * len(views[name])) for i, name in enumerate(names)}
-        if self._decoders:
-            last, maps = self.backbone.pyramid(images)
-        else:
-            last, maps = self.backbone(images), []
-        pooled = self.backbone.pool(last)
+        last, maps = self.backbone.pyramid(images) if self._decoders else (self.backbone(images), [])
+        pooled = self.backbone.pool(last) if self._pools else last
         size = (images.shape[2], images.shape[3])
         outputs: dict[str, dict[str, Tensor]] = {}
         for task, read in self.wiring.items():

@@ -143,6 +143,11 @@ class Task(ABC):
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
         """Compare the head's outputs, by the name of the view each was computed on, with the targets."""
 
+    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return pictures that show a person how the task is solved, each `[B, 3, H, W]` in [0, 1]; none by default."""
+        del outputs, prepared, inputs
+        return ()
+
     def after_step(self) -> None:
         """Do what follows an optimizer step, such as moving an average; nothing by default."""
 

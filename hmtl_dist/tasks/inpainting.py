@@ -129,10 +129,11 @@ class Inpainting(Task):
             metrics["perceptual"] = (perceptual.detach(), count)
         return LossTerms(sum=total, count=count, metrics=metrics)
 
-    def restore(self, output: Tensor, prepared: Prepared) -> Tensor:
-        """Complete the originals with the decoder's output in their hidden parts, `[B, 3, H, W]`; for pictures."""
+    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Show the picture, what was hidden, and the picture with its hidden parts restored."""
         original, hidden = prepared.targets["original"], prepared.targets["hidden"]
-        return torch.where(hidden, output.to(original.dtype), original)
+        restored = torch.where(hidden, outputs[self.view].to(original.dtype), original)
+        return inputs.images, prepared.views[self.view], restored
 
     def after_step(self) -> None:
         """Let the frozen network follow the model."""

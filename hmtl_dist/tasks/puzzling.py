@@ -73,6 +73,12 @@ class Puzzling(Task):
             metrics={"accuracy": ((right_B * inputs.weight).sum(), count * self._slots)},
         )
 
+    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Show the picture, the puzzle, and the puzzle put together: each place gets the slot that claims it most."""
+        logits_BST = outputs[self.view].reshape(-1, self._slots, self._slots)
+        puzzle = prepared.views[self.view]
+        return inputs.images, puzzle, shuffle_tiles(puzzle, logits_BST.argmax(1), self.grid)
+
 
 def shuffle_tiles(images: Tensor, tiles: Tensor, grid: int) -> Tensor:
     """Put tile `tiles[b, i]` of picture b into its slot i.

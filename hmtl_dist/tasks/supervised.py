@@ -101,7 +101,7 @@ class Classification(SupervisedTask):
         labels = inputs.labels[self.label]
         targets = labels.clamp_min(0)
         valid = inputs.weight * (labels >= 0)
-        self._class_weights = self._class_weights.to(valid.device)
+        self._class_weights = moved(self._class_weights, valid.device)
         weight = valid * self._class_weights[targets]
         losses: list[Tensor] = []
         correct: list[Tensor] = []
@@ -175,7 +175,7 @@ class Regression(SupervisedTask):
         return at_least_float32(output) * self._scale + self._offset
 
     def _move(self, device: torch.device) -> None:
-        self._offset, self._scale = self._offset.to(device), self._scale.to(device)
+        self._offset, self._scale = moved(self._offset, device), moved(self._scale, device)
 
     def _distance(self, values: Tensor, targets: Tensor) -> Tensor:
         if self._loss == "l1":
@@ -209,6 +209,14 @@ def build_regression(name: str, config: RegressionConfig, fields: Mapping[str, L
 def at_least_float32(output: Tensor) -> Tensor:
     """Lift half precision to float32: losses are never summed in 8 or 11 bits."""
     return output.float() if output.dtype in {torch.bfloat16, torch.float16} else output
+
+
+def moved(constant: Tensor, device: torch.device) -> Tensor:
+    """Put a constant on a device; outside of inference mode, whose tensors no later training could use."""
+    if constant.device == device:
+        return constant
+    with torch.inference_mode(mode=False):
+        return constant.to(device)
 
 
 def unknown(path: str, given: str, allowed: Sequence[str]) -> str:
