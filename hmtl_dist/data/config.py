@@ -30,7 +30,7 @@ class DataConfig(Section):
     """Data-loader processes of each training worker; 0 loads in the training process itself."""
     prefetch_batches: Annotated[int, Field(ge=1, le=64)] = 2
     """Batches that the data-loader processes may be ahead of the training step."""
-    buffer_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    buffer_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
     """Most bytes of encoded pictures that one training worker, with its data-loader processes, holds in memory."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of pictures that may fail to decode before the run stops."""

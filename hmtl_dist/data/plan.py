@@ -111,6 +111,30 @@ class Plan:
         owned = self.lanes // world_size
         return range(rank * owned, (rank + 1) * owned)
 
+    def samples_of(self, lane: int, step: int) -> int:
+        """Return how many samples a lane gives to a step: P, or fewer where the last batch is padded."""
+        length = int(self.lane_starts[lane + 1] - self.lane_starts[lane])
+        return max(0, min(self.per_lane, length - step * self.per_lane))
+
+    def epochs(self, start: tuple[int, int], epochs: int | None) -> Iterator[tuple[int, int]]:
+        """Yield each epoch and its first step.
+
+        Args:
+            start: the first epoch and step; a step past the end of its epoch means the next epoch.
+            epochs: how many epochs to go through, that of `start` included; None for no end.
+        """
+        epoch, step = start
+        while epochs is None or epoch < start[0] + epochs:
+            if step < self.steps_per_epoch:
+                yield epoch, step
+            epoch, step = epoch + 1, max(0, step - self.steps_per_epoch)
+
+    def steps(self, start: tuple[int, int], epochs: int | None) -> Iterator[tuple[int, int]]:
+        """Yield (epoch, step) for every step from `start` on; see `epochs`."""
+        for epoch, first in self.epochs(start, epochs):
+            for step in range(first, self.steps_per_epoch):
+                yield epoch, step
+
     def locate(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the shard and the row in it of each global sample id."""
         shards = np.searchsorted(self.sample_offsets, ids, side="right") - 1
