@@ -36,3 +36,25 @@ class Tracker(Protocol):
     def close(self, status: RunStatus) -> None:
         """End the run with its true status, waiting a bounded time for delivery."""
         ...
+
+
+class SilentTracker:
+    """Records nothing: what every rank but the first has."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def params(self, values: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Do nothing."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Do nothing."""
+
+    def model(self, folder: Path) -> None:
+        """Do nothing."""
+
+    def close(self, status: RunStatus) -> None:
+        """Do nothing."""

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hmtl_dist.config.base import Section
 from hmtl_dist.config.io import home
@@ -36,12 +36,19 @@ class TrackingConfig(Section):
     """Seconds between two samples of the system metrics."""
     register_model: Annotated[str, Field(min_length=1, max_length=250)] | None = None
     """Name in MLflow's model registry under which the trained model becomes a new version; empty: not registered."""
-    register_alias: Annotated[str, Field(pattern=r"^(?!latest$|v\d+$)[A-Za-z][\w-]{0,99}$")] = "newest"
+    register_alias: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")] = "newest"
     """Alias that moves to the newly registered version."""
     timeout_seconds: Seconds = 5.0
     """Longest wait for one answer of MLflow."""
     close_seconds: Seconds = 30.0
     """Longest wait at the end of a run for what is not delivered yet; the rest stays in the journal."""
+
+    @field_validator("register_alias")
+    @classmethod
+    def _not_reserved(cls, alias: str) -> str:
+        if alias == "latest" or re.fullmatch(r"v\d+", alias):
+            raise ValueError(f"'{alias}' is reserved by MLflow; use another alias, such as newest")
+        return alias
 
 
 def tracking_uri(config: TrackingConfig) -> str:

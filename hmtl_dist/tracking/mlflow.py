@@ -307,7 +307,7 @@ def _save_pyfunc(target: Path, folder: Path, *, run_id: str, model_id: str, uri:
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     info = read_info(folder)
-    pictures = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
+    pictures = Schema([TensorSpec(np.dtype(np.uint8), (-1, info.image_size, info.image_size, 3))])
     table = Schema([ColSpec(DataType.double, name) for name in output_columns(info)])
     package = Path(__file__).parents[1]
     mlflow.pyfunc.save_model(
@@ -355,9 +355,10 @@ def _system_monitors() -> list[Monitor]:
 
 
 def _prepare_mlflow() -> None:
-    """Set what MLflow reads from the environment, unless the user did: no telemetry, no look at the working folder."""
+    """Set what MLflow reads from the environment, unless the user did: no telemetry, no printing, no look at `uv.lock`."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # retries are the delivery's business
 
 
