@@ -30,6 +30,8 @@ PART_BYTES = 4 << 20
 """Largest request, but for a single sample that is larger."""
 GAP_BYTES = 128 << 10
 """Bytes between two samples that are read along rather than asked for anew: a request costs about as much."""
+ALLOCATOR_SHARE = 8
+"""One part in so many of the memory allowed is left to the allocator, which cannot use every hole."""
 BLOCKS_AHEAD = 2
 """Blocks of a lane that may be read beyond the one being consumed."""
 
@@ -115,7 +117,7 @@ class Reader:
         self._start = start
         self._epochs = epochs
         self._fields = fields
-        self._lane_bytes = lane_bytes
+        self._lane_bytes = lane_bytes - lane_bytes // ALLOCATOR_SHARE
         self._lanes = [_Lane(number, self._blocks(number)) for number in lanes]
         self._changed = threading.Condition()
         self._in_flight = 0
@@ -265,7 +267,7 @@ class Reader:
             raise UserError(
                 f"data.buffer_bytes leaves {self._lane_bytes:,} bytes to a lane, too few for sample "
                 f"{opened.keys[largest].decode()} of {opened.urls[largest]} with {lengths[largest]:,}: "
-                f"set data.buffer_bytes to at least {4 * int(lengths[largest]):,} times the lanes of a worker"
+                f"set data.buffer_bytes to at least {5 * int(lengths[largest]):,} times the lanes of a rank"
             )
 
     def _waves(self, lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

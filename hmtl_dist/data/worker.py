@@ -141,7 +141,7 @@ def preload_workers(modules: Sequence[str] = ()) -> None:
     """
     with _starting:
         _context.set_forkserver_preload([*PRELOADED, *modules])
-        with _single_threaded():
+        with _environment_of_workers():
             multiprocessing.forkserver.ensure_running()
 
 
@@ -218,9 +218,13 @@ def _main_module_left_alone(job: LoaderJob) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _single_threaded() -> Generator[None]:
-    """Let a process that is started here have no BLAS or OpenMP threads: it forks, and its forks work on one core."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+def _environment_of_workers() -> Generator[None]:
+    """Set what must be known before a process starts: it will fork, and its forks work on one core each.
+
+    No threads of BLAS or OpenMP; one malloc arena, for the bytes that reading threads allocate and the main thread
+    frees would else leave holes in as many arenas as there are threads, half as much memory again.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
     try:
