@@ -125,15 +125,15 @@ def _draw_head(canvas: _Canvas, face: Face) -> None:
 def _draw_mouth(canvas: _Canvas, face: Face) -> None:
     person, look = face.identity, face.look
     across = _ACROSS
-    x = across * 0.29 * (1 + 0.4 * look.mouth_width)
+    x = across * 0.34 * (1 + 0.4 * look.mouth_width)
     arch = 1 - across**2
-    one_side = 0.24 * look.one_sided * np.maximum(across * face.side, 0) ** 1.5
-    middle = person.mouth_height - 0.17 * look.mouth_curve * (across**2 - 0.5) - one_side
+    one_side = 0.3 * look.one_sided * np.maximum(across * face.side, 0) ** 1.5
+    middle = person.mouth_height - 0.2 * look.mouth_curve * (across**2 - 0.5) - one_side
     # Square-cut ends for bared teeth (anger, fear), round ones else.
-    opening = look.mouth_open * 0.36 * (arch if look.mouth_width < 0 or look.mouth_curve > 0 else arch**0.4)
+    opening = look.mouth_open * 0.42 * (arch if look.mouth_width < 0 or look.mouth_curve > 0 else arch**0.4)
     upper = middle - 0.35 * opening - 0.08 * look.nose_wrinkle * arch
     lower = middle + 0.65 * opening
-    lip = 0.055
+    lip = 0.06
     canvas.fill(_band(x, upper - lip * arch**0.5, lower + lip * 1.2 * arch**0.5 + 0.01), person.lips)
     if look.mouth_open > 0.06:
         canvas.fill(_band(x * 0.93, upper, lower), np.array([60.0, 20, 25]))
@@ -181,10 +181,10 @@ def _draw_eye(canvas: _Canvas, face: Face, side: int) -> None:
 def _draw_brow(canvas: _Canvas, face: Face, side: int) -> None:
     person, look = face.identity, face.look
     along = np.linspace(0, 1, 6)
-    lifted = 0.16 * look.one_sided if side == face.side else 0.0
-    inner, outer = 0.15 * look.brow_inner + 0.4 * lifted, 0.15 * look.brow_outer + lifted
+    lifted = 0.2 * look.one_sided if side == face.side else 0.0
+    inner, outer = 0.19 * look.brow_inner + 0.4 * lifted, 0.19 * look.brow_outer + lifted
     x = side * (person.eye_spacing + person.eye_size * (-1.15 + 2.5 * along))
-    y = -0.37 - (inner * (1 - along) + outer * along) - 0.05 * np.sin(np.pi * along)
+    y = -0.4 - (inner * (1 - along) + outer * along) - 0.05 * np.sin(np.pi * along)
     half = person.brow_thickness * (0.75 - 0.45 * along)
     canvas.fill(_band(x, y - half, y + half), person.hair * 0.8)
 

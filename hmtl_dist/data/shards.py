@@ -23,6 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from hmtl_dist.data.hashing import HashingWriter
 from hmtl_dist.data.schema import FORMAT_VERSION, DatasetHeader, Field, IndexHeader, LabelValue
 from hmtl_dist.data.storage import Storage, open_storage
 from hmtl_dist.data.tables import Column, decode_table, encode_table, text_column, texts_of
@@ -280,20 +281,6 @@ class ShardRecord:
     label_counts: Mapping[str, NDArray[np.int64]]
 
 
-class _HashingFile:
-    """A file to write to that knows the size and the SHA-256 of what went through."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.size += len(data)
-        return self._file.write(data)
-
-
 def write_tar(path: Path, samples: Iterable[ShardSample], group: str | None) -> tuple[list[SampleRow], int, bytes]:
     """Write a tar through `webdataset.TarWriter`: the same samples always give the same bytes.
 
@@ -310,7 +297,7 @@ def write_tar(path: Path, samples: Iterable[ShardSample], group: str | None) -> 
 
     rows: list[SampleRow] = []
     with path.open("wb") as file:
-        hashing = _HashingFile(file)
+        hashing = HashingWriter(file)
         with TarWriter(cast(BinaryIO, hashing), encoder=False, mtime=0, user="", group="") as writer:
             for sample in samples:
                 begin = writer.tarstream.offset

@@ -109,7 +109,7 @@ def face_at(seed: int, index: int, identities: int) -> Face:
     number = index % identities
     rng = np.random.default_rng([seed, index, _SAMPLE])
     expression = list(EXPRESSIONS)[int(rng.integers(len(EXPRESSIONS)))]
-    yaw, pitch, roll = np.clip(rng.normal(0, (16, 9, 13)), (-45, -25, -40), (45, 25, 40)).tolist()
+    yaw, pitch, roll = np.clip(rng.normal(0, (14, 8, 10)), (-40, -24, -35), (40, 24, 35)).tolist()
     return Face(
         expression=expression,
         identity_number=number,
@@ -124,7 +124,7 @@ def face_at(seed: int, index: int, identities: int) -> Face:
 
 
 def _look(typical: Look, rng: np.random.Generator) -> Look:
-    intensity = rng.uniform(0.55, 1.1)
+    intensity = rng.uniform(0.6, 1.15)
     values = np.array([*vars(typical).values()]) * intensity
     # Nobody is ever wholly relaxed: without this, neutral would be recognised by its exactness.
     values[:6] += rng.normal(0, 0.1, 6)
@@ -133,16 +133,16 @@ def _look(typical: Look, rng: np.random.Generator) -> Look:
 
 
 def _scene(rng: np.random.Generator) -> Scene:
-    centre_x, centre_y = (0.5 + rng.uniform(-0.1, 0.1, 2)).tolist()
-    across, down = rng.uniform(-0.35, 0.35, 2).tolist()
+    centre_x, centre_y = (0.5 + rng.uniform(-0.07, 0.07, 2)).tolist()
+    across, down = rng.uniform(-0.3, 0.3, 2).tolist()
     grid = rng.uniform(20, 235, 3) + rng.normal(0, 35, (int(rng.integers(2, 7)),) * 2 + (3,))
     return Scene(
         centre=(centre_x, centre_y),
-        scale=float(rng.uniform(0.3, 0.42)),
+        scale=float(rng.uniform(0.34, 0.44)),
         background=np.clip(grid, 0, 255).astype(np.float32),
-        light=(float(rng.uniform(0.65, 1.2)), across, down),
+        light=(float(rng.uniform(0.75, 1.2)), across, down),
         tint=rng.uniform(0.9, 1.1, 3),
-        noise=float(rng.uniform(2, 9)),
+        noise=float(rng.uniform(2, 8)),
         blur=float(rng.choice([0.0, 0.0, 0.006, 0.01])),
     )
 
@@ -169,11 +169,11 @@ def _identity(seed: int, number: int) -> Identity:
         clothes=rng.uniform(20, 230, 3),
         head_width=float(np.clip(rng.normal(0.74 if female else 0.8, 0.04), 0.64, 0.92)),
         jaw=float(np.clip(rng.normal(0.3 if female else 0.14, 0.07), 0, 0.45)),
-        eye_spacing=float(rng.normal(0.33, 0.025)),
-        eye_size=float(np.clip(rng.normal(0.165 if female else 0.145, 0.012), 0.12, 0.2)),
+        eye_spacing=float(rng.normal(0.35, 0.025)),
+        eye_size=float(np.clip(rng.normal(0.19 if female else 0.165, 0.013), 0.13, 0.23)),
         nose_length=float(rng.normal(0.3, 0.04)),
         mouth_height=float(rng.normal(0.52, 0.025)),
-        brow_thickness=float(np.clip(rng.normal(0.05 if female else 0.085, 0.014), 0.03, 0.12)),
+        brow_thickness=float(np.clip(rng.normal(0.055 if female else 0.095, 0.015), 0.035, 0.13)),
         hairline=1.2 if bald else float(rng.uniform(0.55, 0.8)),
         hair_length=float(rng.uniform(0.6, 1.4)) if long_hair else float(rng.uniform(-0.4, 0.1)),
         hair_volume=float(rng.uniform(0.06, 0.2) + 0.06 * long_hair),

@@ -1,0 +1,258 @@
+"""`data`: build, draw, index, verify and look at data sets."""
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hmtl_dist.cli import data_views as views
+from hmtl_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from hmtl_dist.data.build import BuildSettings
+    from hmtl_dist.data.catalog.base import Adapter
+
+app = typer.Typer(no_args_is_help=True)
+build = typer.Typer(no_args_is_help=True)
+app.add_typer(build, name="build", help="Build a data set from originals.")
+
+Out = Annotated[str, typer.Argument(help="Where to: s3://BUCKET/PREFIX or a folder.")]
+Url = Annotated[str, typer.Argument(help="The data set: s3://BUCKET/PREFIX or a folder.")]
+Splits = Annotated[str, typer.Option("--split", help="Splits and their shares, adding up to 1.")]
+Seed = Annotated[int, typer.Option(help="Decides who falls to which split, and the order of the samples.")]
+Name = Annotated[str | None, typer.Option(help="Name of the data set; the last part of OUT when not given.")]
+ShardSamples = Annotated[int, typer.Option(min=1, help="Samples a shard.")]
+ShardBytes = Annotated[int | None, typer.Option(min=1, help="About this many bytes a shard, instead of samples.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the cores of this machine when not given.")]
+Overwrite = Annotated[bool, typer.Option(help="Delete the other data set that OUT holds.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="NAME, NAME:category:CLASS,CLASS or NAME:number[:UNIT]; may be given several times."),
+]
+Group = Annotated[str | None, typer.Option(help="Column or entry that says whom a picture belongs to.")]
+
+
+@build.command("folder")
+def build_folder(  # noqa: PLR0913, PLR0917  # one parameter an option
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder of the pictures (or s3://BUCKET/PREFIX).")],
+    out: Out,
+    labels: Annotated[Path, typer.Option(help="CSV file with a header line and a row a picture.")],
+    label: Labels = None,
+    file_column: Annotated[str, typer.Option(help="Column with the picture's path under SRC.")] = "file",
+    group: Group = None,
+    split: Splits = "train=0.8,val=0.2",
+    seed: Seed = 0,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Shrink the shorter side to this many pixels.")] = None,
+    jpeg_quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEGs that are encoded anew.")] = 95,
+    shard_samples: ShardSamples = 1000,
+    shard_bytes: ShardBytes = None,
+    name: Name = None,
+    num_workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build a data set from a folder of pictures and a CSV file; call again to go on after an interruption.
+
+    All pictures of a group (a person) fall to one split. Pictures and rows that cannot be used are left out and
+    listed in OUT/rejected.csv.
+    """
+    from hmtl_dist.data.build import BuildSettings
+    from hmtl_dist.data.catalog.folder import FolderAdapter
+    from hmtl_dist.data.labels import parse_labels
+    from hmtl_dist.data.split import parse_split
+
+    if not label:
+        raise UserError("no label is named: give at least one, like --label expression or --label age:number:years")
+    adapter = FolderAdapter(source, labels, file_column=file_column, specs=parse_labels(label), group=group)
+    settings = BuildSettings(
+        dataset=name or _last_part(out),
+        splits=parse_split(split),
+        seed=seed,
+        image_size=image_size,
+        jpeg_quality=jpeg_quality,
+        shard_samples=shard_samples,
+        shard_bytes=shard_bytes,
+    )
+    _build(adapter, out, settings, num_workers, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def synth(  # noqa: PLR0913, PLR0917  # one parameter an option
+    out: Out,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures.")] = 2000,
+    identities: Annotated[int, typer.Option(min=1, help="People; each falls to one split.")] = 400,
+    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of the side.")] = 96,
+    seed: Annotated[int, typer.Option(help="Another seed gives other people.")] = 0,
+    split: Splits = "train=0.8,val=0.2",
+    shard_samples: ShardSamples = 250,
+    name: Name = None,
+    num_workers: Workers = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw faces with known expression, gender, age and pose, and build a data set of them."""
+    from hmtl_dist.data.build import BuildSettings
+    from hmtl_dist.data.split import parse_split
+    from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+
+    adapter = SyntheticAdapter(
+        SyntheticSettings(samples=samples, identities=identities, image_size=image_size, seed=seed)
+    )
+    settings = BuildSettings(
+        dataset=name or _last_part(out), splits=parse_split(split), seed=seed, shard_samples=shard_samples
+    )
+    _build(adapter, out, settings, num_workers, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def index(
+    url: Url,
+    label: Labels = None,
+    group: Group = None,
+    num_workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the index of shards made elsewhere: tars with KEY.jpg (jpeg, png) and KEY.json or KEY.cls.
+
+    Texts become categories and numbers become numbers; --label says otherwise where that is wrong.
+    """
+    from hmtl_dist.data.foreign import index_shards
+    from hmtl_dist.data.labels import parse_labels
+    from hmtl_dist.data.pool import default_workers
+
+    with _progress("indexing", "shards", quiet=as_json) as on_progress:
+        report = index_shards(
+            url,
+            labels=parse_labels(label or []),
+            group=group,
+            num_workers=num_workers or default_workers(),
+            on_progress=on_progress,
+        )
+    if as_json:
+        views.print_json(views.index_json(report))
+        return
+    views.print_indexed(report)
+
+
+@app.command()
+def verify(
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Data sets; several that are to be mixed.")],
+    num_workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte: digests, pictures, labels, duplicates and people on both sides of a split.
+
+    Exit code 1 when something is damaged, or pictures or people of one split are in another.
+    """
+    from hmtl_dist.data.pool import default_workers
+    from hmtl_dist.data.verify import to_json
+    from hmtl_dist.data.verify import verify as read_all
+
+    with _progress("verifying", "shards", quiet=as_json) as on_progress:
+        report = read_all(urls, num_workers=num_workers or default_workers(), on_progress=on_progress)
+    if as_json:
+        views.print_json(to_json(report))
+    else:
+        views.print_verified(report)
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(url: Url, as_json: AsJson = False) -> None:
+    """Say what a data set holds, without reading its shards."""
+    from hmtl_dist.data.summary import headers_of
+
+    headers = headers_of(url)
+    if as_json:
+        views.print_json({header.split: header.model_dump() for header in headers})
+    else:
+        views.print_headers(headers)
+
+
+@app.command()
+def plan(
+    url: Url,
+    world_size: Annotated[int, typer.Option(min=1, help="Training workers.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step over all workers.")],
+    lanes: Annotated[int, typer.Option(min=1, help="Reading lanes, as data.lanes.")] = 8,
+    split: Annotated[str, typer.Option(help="Which split.")] = "train",
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    shuffle_block: Annotated[int, typer.Option(min=1, help="As data.shuffle_block.")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an epoch of training is: steps, leftovers, and what each worker reads."""
+    from dataclasses import asdict
+
+    from hmtl_dist.data.shards import open_index
+    from hmtl_dist.data.summary import plan_figures
+
+    figures = plan_figures(
+        open_index(url, split),
+        world_size=world_size,
+        batch_size=batch_size,
+        lanes=lanes,
+        seed=seed,
+        block=shuffle_block,
+    )
+    if as_json:
+        views.print_json(asdict(figures))
+    else:
+        views.print_plan(figures)
+
+
+def _build(
+    adapter: "Adapter",
+    out: str,
+    settings: "BuildSettings",
+    num_workers: int | None,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from hmtl_dist.data.build import build as build_dataset
+    from hmtl_dist.data.pool import default_workers
+
+    with _progress("building", "samples", quiet=as_json) as on_progress:
+        report = build_dataset(
+            adapter,
+            out,
+            settings,
+            num_workers=num_workers or default_workers(),
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    if as_json:
+        views.print_json(views.build_json(report))
+        return
+    views.print_built(report, out)
+
+
+def _last_part(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2] or "dataset"
+
+
+@contextmanager
+def _progress(title: str, unit: str, *, quiet: bool) -> Generator[Callable[[int, int], None]]:
+    """Show the share done and the time left; the first call tells how much there is."""
+    from hmtl_dist.console import Console, Progress
+
+    if quiet:
+        yield lambda done, total: None
+        return
+    with ExitStack() as stack:
+        console = stack.enter_context(Console())
+        shown: list[Progress] = []
+        started = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(console.progress(f"{title} {unit}", total)))
+            spent = time.monotonic() - started
+            shown[0].update(done, eta_seconds=spent / done * (total - done) if done else None)
+
+        yield show

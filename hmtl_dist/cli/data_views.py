@@ -1,0 +1,159 @@
+"""How the commands of `data` print what they found."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hmtl_dist.data.build import BuildReport
+    from hmtl_dist.data.foreign import ForeignReport
+    from hmtl_dist.data.schema import IndexHeader
+    from hmtl_dist.data.summary import PlanFigures
+    from hmtl_dist.data.verify import Pair, VerifyReport
+
+_SHOWN = 5
+"""Lines of each kind of finding that are printed; the rest is in the JSON answer or in a file."""
+
+
+def print_json(answer: object) -> None:
+    """Print an answer for scripts."""
+    typer.echo(json.dumps(answer, indent=1))
+
+
+def build_json(report: "BuildReport") -> object:
+    """What a build did, for scripts."""
+    return {
+        "splits": {split: header.model_dump() for split, header in report.headers.items()},
+        "kept_shards": report.kept_shards,
+        "rejected": [[row.name, row.reason] for row in report.rejected],
+    }
+
+
+def index_json(report: "ForeignReport") -> object:
+    """What indexing found, for scripts."""
+    return {
+        "splits": {split: header.model_dump() for split, header in report.headers.items()},
+        "left_out": dict(report.left_out),
+        "without_picture": report.without_picture,
+    }
+
+
+def print_built(report: "BuildReport", out: str) -> None:
+    """Print what a build did."""
+    print_headers(list(report.headers.values()))
+    if report.kept_shards:
+        typer.echo(f"{report.kept_shards} shards were there from an earlier call")
+    if report.rejected:
+        typer.echo(f"{len(report.rejected)} samples were left out, all in {out.rstrip('/')}/rejected.csv:")
+        for row in report.rejected[:_SHOWN]:
+            typer.echo(f"  {row.name}: {row.reason}")
+
+
+def print_indexed(report: "ForeignReport") -> None:
+    """Print what indexing found."""
+    print_headers(list(report.headers.values()))
+    for entry, reason in report.left_out.items():
+        typer.echo(f"not a label: {entry} {reason}")
+    if report.without_picture:
+        typer.echo(f"{report.without_picture} samples have no jpg, jpeg or png and are left out")
+
+
+def print_headers(headers: "Sequence[IndexHeader]") -> None:
+    """Print what the splits of a data set hold."""
+    from rich.table import Table
+
+    table = Table("split", "samples", "shards", "bytes", "digest")
+    for header in headers:
+        table.add_row(
+            header.split,
+            f"{header.num_samples:,}",
+            f"{header.num_shards:,}",
+            _size(header.num_bytes),
+            header.digest[:16],
+        )
+    _show(table)
+    if not headers:
+        return
+    labels = Table("label", "kind", *(header.split for header in headers))
+    for name, one in headers[0].fields.items():
+        if one.kind == "number":
+            labels.add_row(name, f"number {one.unit}".strip(), *("" for _ in headers))
+        else:
+            counts = [
+                ", ".join(
+                    f"{label} {count:,}" for label, count in zip(one.classes, header.label_counts[name], strict=True)
+                )
+                for header in headers
+            ]
+            labels.add_row(name, "category", *counts)
+    _show(labels)
+    if headers[0].group:
+        typer.echo(f"samples are grouped by {headers[0].group}")
+
+
+def print_plan(figures: "PlanFigures") -> None:
+    """Print the size of an epoch."""
+    from rich.table import Table
+
+    typer.echo(
+        f"{figures.samples:,} samples: {figures.steps_per_epoch:,} steps an epoch, "
+        f"{figures.leftover:,} left over (others in every epoch)"
+    )
+    table = Table("rank", "samples", "shards", "about")
+    for share in figures.ranks:
+        table.add_row(str(share.rank), f"{share.samples:,}", f"{share.shards:,}", _size(share.num_bytes))
+    _show(table)
+
+
+def print_verified(report: "VerifyReport") -> None:
+    """Print what verifying found."""
+    from rich.table import Table
+
+    labels = Table("split", "label", "samples")
+    for place, fields in report.labels.items():
+        for name, counts in fields.items():
+            text = ", ".join(f"{label or 'none'} {count:,}" for label, count in counts.items() if count)
+            labels.add_row(place, name, text)
+    _show(labels)
+    typer.echo(f"{report.samples:,} samples in {report.shards:,} shards, {_size(report.num_bytes)}, were read")
+    _print_findings("damaged", report.damage)
+    _print_findings("groups in more than one split", report.groups_across)
+    _print_findings("pictures of one split that are also in another", _pairs(report.same_across))
+    _print_findings("pictures that look like one of another split", _pairs(report.near_across))
+    _print_findings("note: pictures that are twice in one split", _pairs(report.same_within))
+    _print_findings("note: pictures that look like another of their split", _pairs(report.near_within))
+    typer.echo("sound: nothing is damaged, and the splits are apart" if report.is_sound else "NOT sound")
+
+
+def _pairs(pairs: "list[Pair]") -> list[str]:
+    return [f"{pair.first} = {pair.second}" for pair in pairs]
+
+
+def _print_findings(title: str, findings: list[str]) -> None:
+    if not findings:
+        return
+    typer.echo(f"{title}: {len(findings):,}")
+    for line in findings[:_SHOWN]:
+        typer.echo(f"  {line}")
+    if len(findings) > _SHOWN:
+        typer.echo("  … (all of them with --json)")
+
+
+def _show(table: "Table") -> None:
+    from hmtl_dist.console import Console
+
+    with Console() as console:
+        console.show(table)
+
+
+def _size(num_bytes: int) -> str:
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
