@@ -12,7 +12,7 @@ from hmtl_dist.data.storage import S3Access, S3Storage
 from hmtl_dist.services.process import Server, is_running, stop
 from hmtl_dist.services.seaweedfs import Identity
 
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 ADMIN = Identity(name="admin", access_key_id="TESTADMIN", secret_access_key="test-admin-secret")
 READER = Identity(
     name="reader",

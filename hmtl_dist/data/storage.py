@@ -45,6 +45,7 @@ from hmtl_dist.errors import UserError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
 __all__ = [
     "ObjectChangedError",
@@ -72,7 +73,7 @@ BACKOFF_CAP_SECONDS = 10.0
 REQUESTS_IN_FLIGHT = 8
 MULTIPART_BYTES = 16 << 20
 """Files larger than this are uploaded in parts of this size."""
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 1 << 20
 
 _FAULTS = (
     boto_errors.BotoCoreError,
@@ -185,7 +186,7 @@ class S3Storage(Storage):
                 # The answer to HEAD has no body and so no reason; the same request as a GET has one.
                 client.get_object(Bucket=self.bucket, Key=name, Range="bytes=0-0")["Body"].close()
                 raise
-            return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'))
+            return ObjectInfo(key, head["ContentLength"], _entity_tag(head).strip('"'))
 
         return self._repeat(look_up, key)
 
@@ -271,7 +272,7 @@ class S3Storage(Storage):
                 self._stats.add(requests=1)
                 answer = self._connect().client.get_object(Bucket=self.bucket, Key=name, **cast(Any, request))
                 self._reached = True
-                entity_tag = answer["ETag"]
+                entity_tag = _entity_tag(answer)
                 if end is None:
                     end = position + answer["ContentLength"]
                 elif position + answer["ContentLength"] < end:
@@ -499,6 +500,12 @@ def _refusal(code: str, status: int, *, bucket: str, url: str, endpoint: str) ->
     if code in _TRANSIENT_CODES or status >= 500 or status == 429:
         return StorageUnavailableError(f"{endpoint} is overloaded or faulty ({code}): try again later")
     return UserError(f"{endpoint} refuses {url}: {code} (HTTP status {status})")
+
+
+def _entity_tag(answer: "GetObjectOutputTypeDef | HeadObjectOutputTypeDef") -> str:
+    if "ETag" not in answer:
+        raise ResponseParserError("an answer of S3 has an ETag")
+    return answer["ETag"]
 
 
 def _code(error: boto_errors.ClientError) -> str:

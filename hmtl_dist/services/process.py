@@ -5,6 +5,7 @@ import random
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -58,16 +59,28 @@ def launch(
             env=environment,
             start_new_session=True,
         )
-    started = psutil.Process(process.pid).create_time()
+    server = ServerProcess(pid=process.pid, started=psutil.Process(process.pid).create_time(), mark=mark)
+    # For a moment after it was started a process has no command line yet, and would not be recognised.
+    while process.poll() is None and not is_running(server):
+        time.sleep(0.001)
     # The server is meant to go on: Popen should neither wait for it nor warn that nobody did.
     process.returncode = 0
-    return ServerProcess(pid=process.pid, started=started, mark=mark)
+    return server
 
 
 def is_running(server: ServerProcess) -> bool:
     """Says whether the server's own process is alive."""
     leader = _process(server.pid)
     return leader is not None and _is_leader(leader, server)
+
+
+def is_listening(server: Server) -> bool:
+    """Says whether somebody takes connections at the server's first port."""
+    try:
+        socket.create_connection((_HOST, server.ports[0]), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def stop(server: ServerProcess) -> bool:

@@ -23,7 +23,7 @@ _NAMES: tuple[Name, ...] = ("mlflow", "s3")
 
 BUCKET = "hmtl"
 """The bucket that is there from the start."""
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 POLL_SECONDS = 0.05
 
 
@@ -88,10 +88,15 @@ def start_services(home: Path) -> ServicesInfo:
     with _locked(home) as folder:
         record = _load(folder) or _Record(identity=_new_identity(), servers={})
         started: list[Name] = [name for name in _NAMES if not _is_alive(record, name)]
-        for name in started:
-            record = _launch(folder, record, name)
-        for name in reversed(_NAMES):
-            record = _await(folder, record, name)
+        try:
+            for name in started:
+                record = _launch(folder, record, name)
+            for name in reversed(_NAMES):
+                record = _await(folder, record, name)
+        except BaseException:
+            # Neither a failure nor an interruption leaves half of them behind.
+            _stop(_load(folder), started)
+            raise
         return _info(record, started)
 
 
@@ -102,13 +107,7 @@ def stop_services(home: Path) -> list[Name]:
         UserError: One does not end.
     """
     with _locked(home) as folder:
-        record = _load(folder)
-        if record is None:
-            return []
-        stopped: list[Name] = [name for name, server in record.servers.items() if stop(server.process)]
-        if "s3" in record.servers:
-            seaweedfs.clean_up(record.servers["s3"])
-        return stopped
+        return _stop(_load(folder), _NAMES)
 
 
 def running(home: Path) -> ServicesInfo | None:
@@ -138,6 +137,15 @@ def services_status(home: Path) -> list[ServiceStatus]:
             )
         )
     return found
+
+
+def _stop(record: _Record | None, names: Sequence[Name]) -> list[Name]:
+    known: dict[Name, Server] = {} if record is None else record.servers
+    servers = {name: known[name] for name in names if name in known}
+    stopped = [name for name, server in servers.items() if stop(server.process)]
+    if "s3" in servers:
+        seaweedfs.clean_up(servers["s3"])
+    return stopped
 
 
 def _launch(folder: Path, record: _Record, name: Name) -> _Record:

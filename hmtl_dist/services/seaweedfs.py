@@ -14,7 +14,7 @@ from hmtl_dist.config.base import Section
 from hmtl_dist.data.storage import S3Access, S3Storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.services.private import write_private
-from hmtl_dist.services.process import Server, free_ports, launch
+from hmtl_dist.services.process import Server, free_ports, is_listening, launch
 
 NUM_PORTS = 5
 
@@ -71,6 +71,8 @@ def start(folder: Path, identities: tuple[Identity, ...], *, log: Path, wanted_p
 
 def is_ready(server: Server, identity: Identity, bucket: str) -> bool:
     """Says whether the server takes an object from this identity; makes the bucket if it is not there."""
+    if not is_listening(server):  # found out at less cost than with a client
+        return False
     access = S3Access(server.url, identity.access_key_id, identity.secret_access_key)
     storage = S3Storage(f"s3://{bucket}/.ready", access, patience_seconds=0.0)
     try:
