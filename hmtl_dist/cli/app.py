@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from hmtl_dist import __version__
-from hmtl_dist.cli import recipes
+from hmtl_dist.cli import data, demo, recipes, services, train
 from hmtl_dist.errors import UserError
 
 _STORAGE_TROUBLE = {
@@ -22,6 +22,7 @@ class Commands(TyperGroup):
     """Ends in one line and an exit code for whatever a person can cause: 2 for a mistake, 130 for Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -48,6 +49,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(train.app)
+app.add_typer(demo.app)
+app.add_typer(data.app, name="data", help="Make, check and look at data sets.")
+app.add_typer(services.app, name="services", help="A local S3 and MLflow server.")
+app.add_typer(train.app)
+app.add_typer(demo.app)
+app.add_typer(data.app, name="data", help="Make, check and look at data sets.")
+app.add_typer(services.app, name="services", help="Start and stop a local S3 and MLflow server.")
 app.add_typer(recipes.recipes, name="recipes", help="List, print and copy the shipped recipes.")
 app.add_typer(recipes.spaces, name="spaces", help="List, print and copy the shipped search spaces.")
 
