@@ -1,0 +1,108 @@
+"""Runs training in this process, without Ray: one rank alone, or one of the ranks that `torchrun` started."""
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from hmtl_dist.errors import UserError
+from hmtl_dist.launch.place import TrainRank, num_threads, run_folder, scratch_folder, torch_threads
+from hmtl_dist.launch.signals import StopRequest
+from hmtl_dist.run_config import LaunchConfig, RunConfig
+from hmtl_dist.train.base import Outcome, Place, Progress
+
+_TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others in one collective: longer than a slow evaluation or save."""
+
+
+class LocalListener:
+    """The loop's listener in the process that also talks to the user."""
+
+    def __init__(self, show: Callable[[Progress], None], stop: StopRequest) -> None:
+        self._show = show
+        self._stop = stop
+
+    def progress(self, progress: Progress) -> None:
+        """Show a line of progress."""
+        self._show(progress)
+
+    def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
+        """Do nothing: there is no scheduler that wants to know."""
+
+    def should_stop(self) -> bool:
+        """Whether this process was sent SIGINT or SIGTERM."""
+        return self._stop.requested
+
+
+def run_local(config: RunConfig, show: Callable[[Progress], None], train: TrainRank | None = None) -> Outcome:
+    """Train in this process and return how it ended.
+
+    Under `torchrun` (RANK and WORLD_SIZE are set) this process is one rank of several and joins their process group,
+    over gloo on the CPU and over nccl on GPUs. The first SIGINT or SIGTERM ends the run in order, with a checkpoint;
+    the second raises KeyboardInterrupt.
+
+    Args:
+        config: The resolved configuration.
+        show: Called with every line of progress, on rank 0 only.
+        train: What to run instead of `train.worker.train_rank`.
+
+    Raises:
+        UserError: The configuration asks for workers or GPUs that this process does not have.
+    """
+    if train is None:
+        from hmtl_dist.train.worker import train_rank as train
+
+    rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _RANK_VARIABLES)
+    if config.launch.num_workers != world_size:
+        raise UserError(_wrong_size(config.launch.num_workers, world_size))
+    place = Place(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        device=_device(config.launch, local_rank),
+        scratch=scratch_folder(config, rank),
+        storage=run_folder(config),
+    )
+    with StopRequest() as stop, torch_threads(num_threads(config.launch)), _process_group(place):
+        return train(config, place, LocalListener(show, stop))
+
+
+_RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def _wrong_size(num_workers: int, world_size: int) -> str:
+    if world_size == 1:
+        return (
+            f"launch.num_workers: {num_workers} given, but launch.kind=local trains in this one process; "
+            f"use launch.num_workers=1, launch.kind=ray, or `torchrun --nproc-per-node {num_workers}`"
+        )
+    return f"launch.num_workers: {num_workers} given, but torchrun started {world_size}; give the same number to both"
+
+
+def _device(launch: LaunchConfig, local_rank: int) -> str:
+    if launch.gpus_per_worker == 0:
+        return "cpu"
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= found:
+        raise UserError(
+            f"launch.gpus_per_worker: {launch.gpus_per_worker:g} given, but torch finds {found} GPUs for "
+            f"{local_rank + 1} workers here; use launch.gpus_per_worker=0 to train on the CPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"
+
+
+@contextmanager
+def _process_group(place: Place) -> Generator[None]:
+    if place.world_size == 1:
+        yield
+        return
+    backend = "gloo" if place.device == "cpu" else "nccl"
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=_TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

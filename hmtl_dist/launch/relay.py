@@ -1,0 +1,39 @@
+"""What the driver and the workers of a Ray run tell each other while it trains: progress up, a stop request down.
+
+The class knows nothing of Ray: the launcher makes an actor of it. It is asynchronous so that every worker can wait for
+the request in one pending call, and nobody polls for it.
+"""
+
+import asyncio
+from collections import deque
+
+from hmtl_dist.train.base import Progress
+
+_KEPT = 1000
+"""Lines of progress kept for a driver that does not take them."""
+
+
+class Relay:
+    """Mailbox between the driver and the workers."""
+
+    def __init__(self) -> None:
+        self._lines: deque[Progress] = deque(maxlen=_KEPT)
+        self._stop = asyncio.Event()
+
+    async def push(self, progress: Progress) -> None:
+        """Leave a line of progress for the driver."""
+        self._lines.append(progress)
+
+    async def take(self) -> list[Progress]:
+        """Hand over the lines left since the last call, oldest first."""
+        lines = list(self._lines)
+        self._lines.clear()
+        return lines
+
+    async def request_stop(self) -> None:
+        """Ask every worker for an orderly stop."""
+        self._stop.set()
+
+    async def stop_requested(self) -> None:
+        """Return when a stop is requested, and not before."""
+        await self._stop.wait()

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmtl_dist.launch.place import num_threads, run_folder, scratch_folder, torch_threads
+from tests.launch.drive import config
+
+
+def test_runs_lie_in_the_home_folder_by_default(hmtl_home: Path):
+    assert run_folder(config()) == f"{hmtl_home}/runs/toy"
+
+
+@pytest.mark.parametrize("storage", ["s3://bucket/some/prefix", "s3://bucket/some/prefix/"])
+def test_runs_lie_in_the_given_bucket(storage: str):
+    assert run_folder(config(storage=storage)) == "s3://bucket/some/prefix/toy"
+
+
+def test_a_relative_folder_becomes_absolute_for_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_folder(config(storage="runs")) == f"{tmp_path}/runs/toy"
+
+
+def test_each_rank_has_a_scratch_folder_that_stays(hmtl_home: Path):
+    (scratch_folder(config(), 1) / "journal").touch()
+    assert scratch_folder(config(), 0) != scratch_folder(config(), 1)
+    assert (scratch_folder(config(), 1) / "journal").exists()
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1, 1), (2.5, 2)])
+def test_a_rank_computes_with_as_many_threads_as_it_has_whole_cores(cpus: float, threads: int):
+    assert num_threads(config(cpus_per_worker=cpus).launch) == threads
+
+
+def test_the_thread_count_is_put_back() -> None:
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -1,0 +1,37 @@
+import asyncio
+
+from hmtl_dist.launch.relay import Relay
+from tests.launch.toy import line
+
+
+def test_progress_is_handed_over_once_and_in_order() -> None:
+    async def scene() -> tuple[list[int], list[int]]:
+        relay = Relay()
+        for step in (1, 2, 3):
+            await relay.push(line(step))
+        return [p.global_step for p in await relay.take()], [p.global_step for p in await relay.take()]
+
+    assert asyncio.run(scene()) == ([1, 2, 3], [])
+
+
+def test_progress_that_nobody_takes_does_not_pile_up() -> None:
+    async def scene() -> list[int]:
+        relay = Relay()
+        for step in range(5000):
+            await relay.push(line(step))
+        return [p.global_step for p in await relay.take()]
+
+    assert asyncio.run(scene()) == list(range(4000, 5000))
+
+
+def test_every_worker_waits_until_a_stop_is_requested() -> None:
+    async def scene() -> tuple[int, int]:
+        relay = Relay()
+        waiting = [asyncio.create_task(relay.stop_requested()) for _ in range(3)]
+        await asyncio.sleep(0)
+        before = sum(task.done() for task in waiting)
+        await relay.request_stop()
+        await asyncio.wait_for(asyncio.gather(*waiting), timeout=5)
+        return before, sum(task.done() for task in waiting)
+
+    assert asyncio.run(scene()) == (0, 3)
