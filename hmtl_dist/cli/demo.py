@@ -1,0 +1,60 @@
+"""`demo`: the whole product once, on this machine, with drawn faces."""
+
+import os
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hmtl_dist.console import Console
+
+app = typer.Typer()
+
+SAMPLES, IDENTITIES, IMAGE_SIZE = 2400, 400, 80
+SPLITS = {"train": 0.85, "val": 0.15}
+
+
+@app.command()
+def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings over the recipe `demo`, such as train.epochs=8.", metavar="[KEY=VALUE]..."),
+    ] = None,
+) -> None:
+    """Start the services, draw faces, train on two Ray workers from S3, evaluate on unseen people."""
+    from hmtl_dist.cli.train import run, tell
+    from hmtl_dist.config.io import home, load_tree
+    from hmtl_dist.console import Console
+    from hmtl_dist.run_config import RunConfig
+    from hmtl_dist.services.registry import start_services
+
+    begin = time.monotonic()
+    with Console() as console:
+        console.say("starting S3 (SeaweedFS) and MLflow on this machine")
+        services = start_services(home())
+        os.environ.update(services.env())
+        name = time.strftime("demo-%Y%m%d-%H%M%S")
+        config = load_tree(RunConfig, "demo", [f"name={name}", *(overrides or ())])
+        draw(config.data.url, console)
+        finished = run(config, console)
+        tell(finished, console)
+        console.say(f"demo done in {time.monotonic() - begin:.0f} s; compare runs at {services.tracking_uri}")
+        console.say("the services go on running: `hmtl-dist services stop` ends them")
+    if finished.outcome.status != "FINISHED":
+        raise typer.Exit(130)
+
+
+def draw(url: str, console: "Console") -> None:
+    """Draw the demo's faces into shards; those that an earlier demo left are kept."""
+    from hmtl_dist.data.build import BuildSettings, build
+    from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+
+    adapter = SyntheticAdapter(SyntheticSettings(SAMPLES, IDENTITIES, IMAGE_SIZE))
+    settings = BuildSettings(dataset="drawn-faces", splits=SPLITS, shard_samples=250)
+    with console.progress(f"draw {url}", SAMPLES) as bar:
+        report = build(
+            adapter, url, settings, num_workers=os.cpu_count() or 1, on_progress=lambda done, total: bar.update(done)
+        )
+    counts = ", ".join(f"{header.num_samples} {split}" for split, header in report.headers.items())
+    console.say(f"{url}: {counts} pictures; no person is in both")

@@ -1,0 +1,114 @@
+"""Evaluation: every picture of a split once, whatever the world size; supervised heads see the clean picture."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl_dist.data.stream import Batch
+from hmtl_dist.model.hmtl import HMTLModel
+from hmtl_dist.tasks.base import Ranks
+from hmtl_dist.tasks.objective import Objective
+from hmtl_dist.train.inputs import InputMaker
+from hmtl_dist.train.metrics import ClassificationMetrics, build_metrics
+
+NUM_PICTURES = 8
+"""Samples in a picture of a pretext task."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found; figures and confusion matrices are equal on every rank."""
+
+    figures: dict[str, float]
+    """Figures by `eval/TASK/FIGURE`."""
+    confusions: dict[str, tuple[tuple[str, ...], NDArray[np.int64]]] = field(
+        default_factory=dict[str, tuple[tuple[str, ...], NDArray[np.int64]]]
+    )
+    """Class names and counts `[K, K]` (row = true class) of each classification, by task."""
+    pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
+    """Sheets of this rank's first samples by pretext task, uint8 `[H, W, 3]`."""
+    num_samples: int = 0
+    """Pictures that were evaluated, over all ranks."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model on one split.
+
+    The pretext tasks are evaluated too, on puzzles and masks drawn as in epoch 0, the same every time.
+    """
+
+    objective: Objective
+    """The tasks, without augmentation."""
+    ranks: Ranks
+    device: torch.device
+    inputs: InputMaker
+    batches: Callable[[], Iterable[Batch]]
+    """Opens this rank's share of the split, one pass, the last batch padded."""
+
+    def __call__(self, model: HMTLModel, *, pictures: bool = False) -> Evaluation:
+        """Evaluate the model, which must be in evaluation mode; collective."""
+        tasks = self.objective.tasks
+        metrics = build_metrics(tasks, self.device)
+        pretext = [task for task in tasks if task.is_pretext]
+        sums: Tensor | None = None
+        sheets: dict[str, NDArray[np.uint8]] = {}
+        num_samples = torch.zeros(1, dtype=torch.float64, device=self.device)
+        with torch.inference_mode():
+            for batch in self.batches():
+                for inputs in self.inputs(batch):
+                    num_samples += (inputs.weight > 0).sum()
+                    for name, output in model.predict(inputs.images).items():
+                        metrics[name].update(output.float(), inputs.labels, inputs.weight)
+                    if not pretext:
+                        continue
+                    views, prepared = self.objective.prepare(inputs)
+                    outputs = model(views)
+                    batch_sums = self.objective.sums(outputs, prepared, inputs)
+                    sums = batch_sums if sums is None else sums + batch_sums
+                    if pictures and not sheets:
+                        sheets = {
+                            task.name: sheet(task.illustrate(outputs[task.name], prepared[task.name], inputs))
+                            for task in pretext
+                        }
+        figures = {
+            f"eval/{name}/{key}": value for name, task in metrics.items() for key, value in task.figures().items()
+        }
+        if sums is not None:
+            figures |= self._pretext_figures(sums, {task.name for task in pretext})
+        return Evaluation(
+            figures=figures,
+            confusions={
+                name: (task.classes, task.confusion)
+                for name, task in metrics.items()
+                if isinstance(task, ClassificationMetrics)
+            },
+            pictures=sheets,
+            num_samples=int(self.ranks.all_reduce_sum(num_samples).item()),
+        )
+
+    def _pretext_figures(self, sums: Tensor, names: set[str]) -> dict[str, float]:
+        found = self.objective.figures(self.ranks.all_reduce_sum(sums))
+        figures = {f"eval/{name}/loss": float(value) for name, value in found.losses.items() if name in names}
+        figures |= {
+            f"eval/{name}": float(value) for name, value in found.metrics.items() if name.split("/")[0] in names
+        }
+        return figures
+
+
+def sheet(strips: Sequence[Tensor]) -> NDArray[np.uint8]:
+    """Lay pictures out side by side, one row a sample.
+
+    Args:
+        strips: Columns from left to right, each float `[B, 3, H, W]` in [0, 1].
+
+    Returns:
+        uint8 `[rows * H, columns * W, 3]`, of at most `NUM_PICTURES` rows.
+    """
+    rows = torch.cat([strip[:NUM_PICTURES].float() for strip in strips], dim=3)
+    joined = rows.permute(0, 2, 3, 1).flatten(0, 1)
+    return (joined.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
