@@ -109,7 +109,7 @@ class RunConfig(Section):
             )
         if data.batch_size // workers % accumulation:
             raise ValueError(
-                f"engine.accumulation_steps: {accumulation} does not divide the {data.batch_size // workers} samples a worker "
-                f"takes a step (data.batch_size / launch.num_workers)"
+                f"engine.accumulation_steps: {accumulation} does not divide the {data.batch_size // workers} samples "
+                f"that a worker takes a step (data.batch_size / launch.num_workers)"
             )
         return self

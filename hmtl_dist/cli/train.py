@@ -1,7 +1,7 @@
 """`train`, `evaluate` and `config`."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,7 +92,7 @@ def run(config: "RunConfig", console: "Console", *, quiet: bool = False) -> "Fin
 
 
 @contextmanager
-def _progress(console: "Console") -> "Iterator[Any]":
+def _progress(console: "Console") -> "Generator[Callable[[Step], None]]":
     """Yield a function that shows a run's lines of progress; the bar appears with the first of them."""
     from contextlib import ExitStack
 

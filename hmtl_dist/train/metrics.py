@@ -4,7 +4,6 @@ Shape legend: B samples, K classes, R regressed labels.
 """
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -35,8 +34,10 @@ class ClassificationMetrics:
     def __init__(self, task: Classification, device: torch.device) -> None:
         self.classes = task.classes
         self._label = task.label
-        classification = _torchmetrics().classification
-        matrix = classification.MulticlassConfusionMatrix(len(task.classes), ignore_index=-1, validate_args=False)
+        import_timm()  # torchmetrics imports torchvision, which needs the same care
+        from torchmetrics.classification import MulticlassConfusionMatrix
+
+        matrix = MulticlassConfusionMatrix(len(task.classes), ignore_index=-1, validate_args=False)
         self._matrix = matrix.to(device)
         self.confusion: NDArray[np.int64] = np.zeros((len(task.classes),) * 2, np.int64)
         """Counts `[K, K]` of the last `figures`: row = true class, column = predicted class."""
@@ -57,8 +58,10 @@ class RegressionMetrics:
 
     def __init__(self, task: Regression, device: torch.device) -> None:
         self._task = task
-        mean = _torchmetrics().MeanMetric
-        self._means = {label: mean(nan_strategy="disable").to(device) for label in task.labels}
+        import_timm()
+        from torchmetrics import MeanMetric
+
+        self._means = {label: MeanMetric(nan_strategy="disable").to(device) for label in task.labels}
 
     def update(self, output: Tensor, labels: Mapping[str, Tensor], weight: Tensor) -> None:
         """Count a batch of outputs `[B, R]`."""
@@ -101,11 +104,3 @@ def confusion_figures(confusion: NDArray[np.int64]) -> dict[str, float]:
         "balanced_accuracy": float(recall.mean()),
         "macro_f1": float(f1.mean()),
     }
-
-
-def _torchmetrics() -> ModuleType:
-    import_timm()  # torchmetrics imports torchvision, which needs the same care
-    import torchmetrics
-    import torchmetrics.classification
-
-    return torchmetrics

@@ -18,8 +18,17 @@ from hmtl_dist.train.base import Place
 OBJECTIVE = "objective"
 """Name of the checkpoint's file with the state of tasks and weighting."""
 
-HARMLESS = ("name", "launch.", "tracking.", "train.", "data.url", "data.num_workers", "data.prefetch_batches")
-HARMLESS += ("data.buffer_bytes", "data.eval_split")
+HARMLESS = (
+    "name",
+    "launch.",
+    "tracking.",
+    "train.",
+    "data.url",
+    "data.eval_split",
+    "data.num_workers",
+    "data.prefetch_batches",
+    "data.buffer_bytes",
+)
 """Keys, or beginnings of keys, that may change between the parts of a run: they move no weight, or only its end.
 
 `data.url` may change because the digest of the data is compared instead.
@@ -116,5 +125,5 @@ class Saver:
         if self._place.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
+        dist.broadcast_object_list(box, src=0)
         return box[0]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class Window:
         present = torch.stack([figures.present[name] for name in names])
         means = torch.stack([*figures.losses.values(), *figures.metrics.values()])
         total = (self._total / self._micro_batches)[None]
-        values: list[float] = torch.cat([means, present, total.to(means)]).tolist()
+        values = cast("list[float]", cast(Any, torch.cat([means, present, total.to(means)])).tolist())
         self._clock.lap(self._samples)
         self.run.lap(self._samples)
         by_name = {name: values[i] for i, name in enumerate(names) if values[len(names) + i] > 0}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ class Trainee:
     def evaluate(self, step: int, tracker: Tracker) -> dict[str, float]:
         """Evaluate, record pictures and confusion matrices, and return the figures; collective."""
         pictures = self.place.rank == 0 and self.config.tracking.pictures
-        evaluation: Evaluation = self._evaluator(self.engine.evaluation_module(), pictures=pictures)
+        evaluation: Evaluation = self._evaluator(cast("HMTLModel", self.engine.evaluation_module()), pictures=pictures)
         for name, picture in evaluation.pictures.items():
             tracker.picture(name, picture, step)
         if self.place.rank == 0:
@@ -188,7 +189,7 @@ class Parts:
 
 def build_parts(config: RunConfig, header: IndexHeader, ranks: Ranks) -> Parts:
     """Build tasks and model; the seed decides how the model is initialised, the same on every rank."""
-    torch.manual_seed(config.seed)
+    seed_torch(config.seed)
     frozen = build_frozen(config.tasks, config.model, ranks)
     tasks = build_tasks(config.tasks, header.fields, header.label_counts, frozen, config.data.image_size)
     objective = Objective(tasks, config.weighting, ranks, config.augment)
@@ -272,4 +273,9 @@ def make_schedule(config: RunConfig, steps_per_epoch: int) -> Schedule:
 def reseed(seed: int, rank: int, micro_step: int) -> None:
     """Seed dropout and drop-path of a micro-step, so that a resumed run draws what the uninterrupted one does."""
     words = rng.draws(seed, rank, np.array([micro_step]), rng.Stream.DROPOUT, 2)[0]
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    seed_torch(int(words[0]) << 32 | int(words[1]))
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's own generators, which initialisation and dropout draw from."""
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
