@@ -46,7 +46,7 @@ help: ## Say what there is
 	@echo 'Variables:'
 	@echo '  PYTHON=python3.12       the Python (3.11 or 3.12) that makes the virtual environment'
 	@echo '  TORCH_INDEX=URL         a further package index, for a CPU build of torch (a smaller download):'
-	@echo '                          make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu'
+	@echo '                          README.md names it'
 	@echo '  PIP_ARGS="..."          more arguments for pip install'
 	@echo '  PYTEST_WORKERS=2        test processes'
 	@echo '  PYTEST_ARGS="..."       more arguments for pytest, such as "-k plan" or "tests/data"'
