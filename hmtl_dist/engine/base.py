@@ -54,7 +54,10 @@ class Engine(Protocol):
         ...
 
     def evaluation_module(self) -> nn.Module:
-        """Return the module to evaluate: the EMA weights where EMA is on, else the current ones."""
+        """Return the module to evaluate: the EMA weights where EMA is on, else the current ones; in evaluation mode.
+
+        Collective after a training step, since BatchNorm's running statistics become those of rank 0.
+        """
         ...
 
     def state(self) -> EngineState:
@@ -63,4 +66,8 @@ class Engine(Protocol):
 
     def load_state(self, state: EngineState) -> None:
         """Restore a consolidated state, whatever engine or world size wrote it; collective."""
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds outside itself, such as a process group that it made; the module stays."""
         ...

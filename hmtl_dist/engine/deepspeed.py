@@ -5,6 +5,7 @@
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -62,12 +63,14 @@ class DeepSpeedEngine(EngineCore):
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         super().__init__(module, optim, config, device=device, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-        self._deepspeed, *_ = deepspeed.initialize(
-            model=self.module,
-            optimizer=self.optimizer,
-            config=deepspeed_config(config),
-            dist_init_required=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it loads torch's compiler, whose own parts are deprecated
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=self.module,
+                optimizer=self.optimizer,
+                config=deepspeed_config(config),
+                dist_init_required=False,
+            )
         if self._channels_last:
             to_channels_last(self.module)  # after initialize, which cannot broadcast such weights
         if config.zero_stage == 0 and world_size() == 1:
@@ -167,7 +170,11 @@ def _import_deepspeed(device: torch.device) -> Any:
         os.environ["LOCAL_RANK"] = str(device.index or 0)  # where DeepSpeed takes its device from
     else:
         os.environ.setdefault("LOCAL_RANK", "0")
-    deepspeed = importlib.import_module("deepspeed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # loads parts of torch that are deprecated there
+        deepspeed = importlib.import_module("deepspeed")
+    # how DeepSpeed 0.19.8 gathers; torch 2.13 has another name for it
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning)
     # a shared-memory reduction for inference, which would be compiled with g++ at the start of every first run
     importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
     logger = logging.getLogger("DeepSpeed")

@@ -1,0 +1,111 @@
+"""Two ranks: DeepSpeed against the plain engine, resuming across engines, accumulation, EMA."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch.multiprocessing as mp
+from filelock import FileLock
+
+from hmtl_dist.engine.base import EngineState
+from hmtl_dist.engine.checkpoint import load_checkpoint
+from tests.engine.nets import STEPS, difference, make_engine, train
+from tests.engine.two_ranks import KINDS, explore
+
+Figures = dict[str, float]
+NAMES = list(KINDS)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the one exploration, shared by all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two-ranks"
+    root.mkdir(exist_ok=True)
+    with FileLock(root / "lock"):
+        if not (root / "figures.json").exists():
+            mp.spawn(explore, (root,), nprocs=2)  # pyright: ignore[reportUnknownMemberType, reportPrivateImportUsage]
+    return root
+
+
+@pytest.fixture(scope="session")
+def figures(folder: Path) -> Figures:
+    return json.loads((folder / "figures.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2"])
+def test_deepspeed_is_bit_identical_to_the_plain_engine(figures: Figures, name: str) -> None:
+    assert figures[name] == 0
+
+
+def test_with_the_default_settings_too(figures: Figures) -> None:
+    assert figures["defaults zero0"] == 0
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2"])
+def test_under_bf16_autocast_too(figures: Figures, name: str) -> None:
+    assert figures[f"bf16 {name}"] == 0
+
+
+def test_clipping_at_zero_0_is_bit_identical(figures: Figures) -> None:
+    assert figures["clipped zero0"] == 0
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2"])
+def test_clipping_with_sharded_gradients_differs_by_rounding_alone(figures: Figures, name: str) -> None:
+    assert figures[f"clipped {name}"] < 1e-2
+
+
+@pytest.mark.parametrize("name", ["plain", "zero1"])
+def test_the_same_run_twice_gives_the_same_bits(figures: Figures, name: str) -> None:
+    assert figures[f"again {name}"] == 0
+
+
+@pytest.mark.parametrize("target", NAMES)
+@pytest.mark.parametrize("source", NAMES)
+def test_a_checkpoint_goes_on_in_any_engine_as_if_uninterrupted(figures: Figures, source: str, target: str) -> None:
+    assert figures[f"resume {source} -> {target}"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_half_batches_make_the_step_of_the_whole_batch(figures: Figures, name: str) -> None:
+    assert figures[f"accumulation {name}"] < 1e-6
+    assert figures[f"accumulation {name} micro-steps"] == STEPS
+
+
+def test_the_averaged_weights_are_those_computed_by_hand(figures: Figures) -> None:
+    assert figures["ema"] < 1e-6 < figures["ema moved"]
+
+
+def test_ranks_evaluate_the_same_batchnorm_statistics(figures: Figures) -> None:
+    assert figures["buffers on ranks"] == 0
+
+
+def test_gathering_is_differentiable_in_the_own_part_and_summing_is_not(figures: Figures) -> None:
+    assert figures["gathered"] == 1
+    assert figures["own gradient"] == 10
+    assert figures["sum"] == 3
+    assert figures["sum has gradient"] == 0
+
+
+def test_deepspeed_prints_nothing_and_compiles_nothing(folder: Path, figures: Figures) -> None:
+    assert figures
+    assert [(folder / f"printed-{rank}").read_bytes() for rank in range(2)] == [b"", b""]
+    assert not (folder / "extensions").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_rank_goes_on_where_two_stopped(folder: Path, figures: Figures, name: str) -> None:
+    assert figures
+    state, _, entries = load_checkpoint(str(folder / "checkpoints" / "step-00000002"))
+    assert entries == {"kind": "zero1"}
+    engine = make_engine(KINDS[name].model_copy(update={"ema_decay": 0.9}), seed=7)
+    try:
+        engine.load_state(state)
+        restored: EngineState = engine.state()
+        assert difference(restored, state) == 0
+        train(engine, STEPS)
+        assert engine.global_step == STEPS
+    finally:
+        engine.close()

@@ -1,0 +1,145 @@
+"""What two gloo ranks find out about the engines, in one start of two processes (DeepSpeed takes seconds to import)."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hmtl_dist.engine.base import EngineState
+from hmtl_dist.engine.checkpoint import load_checkpoint, save_checkpoint
+from hmtl_dist.engine.optim import EngineConfig, OptimConfig
+from hmtl_dist.engine.ranks import TorchRanks
+from tests.engine.nets import EXACT, STEPS, SmallNet, TimmNet, difference, make_engine, train, without_batchnorm
+
+KINDS = {
+    "plain": EngineConfig(kind="plain", channels_last=False),
+    "zero0": EngineConfig(zero_stage=0, channels_last=False),
+    "zero1": EngineConfig(zero_stage=1),
+    "zero2": EngineConfig(zero_stage=2),
+}
+HALF = STEPS // 2
+
+
+def explore(rank: int, folder: Path) -> None:
+    """Run as one of two ranks; rank 0 writes `figures.json`, and both what they printed as `printed-RANK`."""
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder / "extensions")
+    printed = os.open(folder / f"printed-{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(printed, 1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    figures = {
+        **_engines_agree(rank),
+        **_resume(rank, folder),
+        **_accumulate(rank),
+        **_average(rank),
+        **_ranks(rank),
+    }
+    if rank == 0:
+        (folder / "figures.json").write_text(json.dumps(figures))
+    dist.barrier()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
+    dist.destroy_process_group()
+
+
+def _run(
+    config: EngineConfig, rank: int, optim: OptimConfig = EXACT, net: Callable[[], nn.Module] = TimmNet
+) -> EngineState:
+    engine = make_engine(config, optim=optim, net=net, seed=rank)  # ranks start apart: the engine must broadcast
+    train(engine, STEPS, rank=rank)
+    return engine.state()
+
+
+def _engines_agree(rank: int) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for setting, change in (("", {}), ("clipped ", {"clip_grad_norm": 0.5}), ("bf16 ", {"precision": "bf16"})):
+        net = SmallNet if change else TimmNet
+        states = {name: _run(config.model_copy(update=change), rank, net=net) for name, config in KINDS.items()}
+        if not change:
+            for name in ("plain", "zero1"):
+                figures[f"again {name}"] = difference(states[name], _run(KINDS[name], rank))
+        for name, state in states.items():
+            figures[f"{setting}{name}"] = difference(states["plain"], state)
+    defaults = OptimConfig()
+    figures["defaults zero0"] = difference(
+        _run(EngineConfig(kind="plain"), rank, defaults), _run(EngineConfig(), rank, defaults)
+    )
+    return figures
+
+
+def _resume(rank: int, folder: Path) -> dict[str, float]:
+    """Stop every kind half way, go on with every kind from its checkpoint, compare with the uninterrupted run."""
+    url = str(folder / "checkpoints")
+    whole: dict[str, EngineState] = {}
+    for index, (name, config) in enumerate(KINDS.items()):
+        engine = make_engine(config.model_copy(update={"ema_decay": 0.9}), seed=rank)
+        train(engine, HALF, rank=rank)
+        state = engine.state()
+        if rank == 0:
+            save_checkpoint(url, index, state, {}, {"kind": name})
+        train(engine, STEPS, rank=rank)
+        whole[name] = engine.state()
+    dist.barrier()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
+    figures: dict[str, float] = {}
+    for index, source in enumerate(KINDS):
+        state, _, _ = load_checkpoint(f"{url}/step-{index:08d}")
+        for name, config in KINDS.items():
+            engine = make_engine(config.model_copy(update={"ema_decay": 0.9}), seed=7)
+            engine.load_state(state)
+            train(engine, STEPS, rank=rank)
+            figures[f"resume {source} -> {name}"] = difference(whole[source], engine.state())
+    return figures
+
+
+def _accumulate(rank: int) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name, config in KINDS.items():
+        once, twice = (config.model_copy(update={"accumulation_steps": count}) for count in (1, 2))
+        one, two = (
+            make_engine(each, net=without_batchnorm, optim=OptimConfig(optimizer="sgd")) for each in (once, twice)
+        )
+        train(one, HALF, rank=rank)
+        train(two, HALF, rank=rank, micro_batches=2)
+        model, other = one.state().model, two.state().model
+        figures[f"accumulation {name}"] = max((model[key] - other[key]).abs().max().item() for key in model)
+        figures[f"accumulation {name} micro-steps"] = two.micro_step
+    return figures
+
+
+def _average(rank: int) -> dict[str, float]:
+    """Compare the EMA with one made by hand, and what the ranks evaluate with each other."""
+    engine = make_engine(KINDS["zero1"].model_copy(update={"ema_decay": 0.5}), seed=rank)
+    weight = engine.module.get_parameter("linear.weight")
+    expected = weight.detach().clone()
+    for step in range(1, 6):
+        train(engine, step, rank=rank)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight.detach()
+    evaluated = engine.evaluation_module()
+    averaged = evaluated.get_parameter("linear.weight")
+    buffers = torch.cat([buffer.float().flatten() for buffer in evaluated.buffers()])
+    both = TorchRanks().all_gather(buffers[None])
+    return {
+        "ema": (averaged - expected).abs().max().item(),
+        "ema moved": (averaged - weight).abs().max().item(),
+        "buffers on ranks": (both[0] - both[1]).abs().max().item(),
+    }
+
+
+def _ranks(rank: int) -> dict[str, float]:
+    ranks = TorchRanks()
+    own = torch.tensor([[1.0 + rank]], requires_grad=True)
+    gathered = ranks.all_gather(own)
+    (gathered * torch.tensor([[10.0], [20.0]])).sum().backward()  # pyright: ignore[reportUnknownMemberType]
+    gradient = 0.0 if own.grad is None else own.grad.item()
+    total = ranks.all_reduce_sum(own)
+    return {
+        "gathered": float(torch.equal(gathered, torch.tensor([[1.0], [2.0]]))),
+        "own gradient": gradient,  # of rank 0, whose element is weighted with 10
+        "sum": total.item(),
+        "sum has gradient": float(total.requires_grad),
+    }
