@@ -34,7 +34,10 @@ KEY_LENGTH = 250
 DIGEST_LENGTH = 36
 """MLflow's limits. A longer value is cut; the whole one is in the journal."""
 
-PACKAGES = ("torch", "timm", "safetensors", "numpy", "pandas", "opencv-python-headless", "pydantic", "pyyaml", "mlflow")
+PACKAGES = (
+    *("mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "pydantic"),
+    *("safetensors", "simplejpeg", "timm", "torch", "torchvision"),
+)
 """What an MLflow model of ours needs where it is served, besides our own code, which travels with it."""
 
 logger = logging.getLogger(__name__)
@@ -291,9 +294,11 @@ def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folde
 
 
 def _logged_model(client: "MlflowClient", run: "Run", digest: str) -> str | None:
+    from mlflow.entities import LoggedModelStatus
+
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     for model in models:
-        if model.tags.get("digest") == digest and model.status == "READY":
+        if model.tags.get("digest") == digest and model.status == LoggedModelStatus.READY:
             return model.model_id
     return None
 
@@ -331,7 +336,7 @@ def _register(client: "MlflowClient", name: str, alias: str, run_id: str, model_
         client.create_registered_model(name)
     source = f"models:/{model_id}"
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    known = next((v for v in versions if v.model_id == model_id), None)
+    known = next((v for v in versions if v.source == source), None)
     version = known or client.create_model_version(name, source, run_id=run_id, model_id=model_id)
     client.set_registered_model_alias(name, alias, version.version)
 
@@ -355,9 +360,10 @@ def _system_monitors() -> list[Monitor]:
 
 
 def _prepare_mlflow() -> None:
-    """Set what MLflow reads from the environment, unless the user did: no telemetry, no printing, no look at `uv.lock`."""
+    """Set what MLflow reads from the environment, unless the user did: no telemetry, no printing, no `uv.lock`."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # retries are the delivery's business
 

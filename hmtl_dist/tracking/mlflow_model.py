@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from hmtl_dist.tracking.model_folder import Predictor
@@ -32,7 +31,7 @@ class FaceModel(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base has no types, so returns None
         self,
         context: PythonModelContext | None,
-        model_input: NDArray[np.uint8] | list[bytes],
+        model_input: np.ndarray,  # MLflow knows the bare class only
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Predict from RGB pictures of the model's size, uint8 `[N, H, W, 3]`.
@@ -41,7 +40,8 @@ class FaceModel(PythonModel):
         of whole JPEG or PNG files, which are cropped as in evaluation.
         """
         del context, params
-        pictures = model_input if isinstance(model_input, np.ndarray) else self._predictor.decode(model_input)
+        given: Any = model_input
+        pictures = given if isinstance(given, np.ndarray) else self._predictor.decode(given)
         return pd.DataFrame(self._predictor.predict(pictures))
 
 

@@ -1,0 +1,387 @@
+"""What is recorded arrives in a real MLflow server once and in order, whatever happens to the server or the run."""
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from hmtl_dist.errors import UserError
+from hmtl_dist.services import mlflow as service
+from hmtl_dist.services.process import stop
+from hmtl_dist.tracking import delivery
+from hmtl_dist.tracking.config import TrackingConfig, resolve
+from hmtl_dist.tracking.jsonl import JOURNAL
+from hmtl_dist.tracking.mlflow import create_run, deliver_rest, finish_run, open_tracker, run_url
+from tests.servers import await_server
+
+NOBODY = "http://127.0.0.1:9"
+"""A port nobody listens at."""
+
+
+@pytest.fixture
+def config(mlflow_server: str, request: pytest.FixtureRequest) -> TrackingConfig:
+    name = request.node.name[:200]
+    return TrackingConfig(uri=mlflow_server, experiment=name, system_metrics=False)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "LONGEST_PAUSE_SECONDS", 0.2)
+
+
+def started(config: TrackingConfig, **facts: dict[str, str]) -> TrackingConfig:
+    return resolve(config, create_run(config, name="run", **facts))
+
+
+def run_id_of(config: TrackingConfig) -> str:
+    assert config.run_id is not None
+    return config.run_id
+
+
+def steps_of(config: TrackingConfig, key: str) -> list[int]:
+    return [metric.step for metric in MlflowClient(config.uri).get_metric_history(run_id_of(config), key)]
+
+
+def status_of(config: TrackingConfig) -> str:
+    return MlflowClient(config.uri).get_run(run_id_of(config)).info.status
+
+
+def artifacts_of(config: TrackingConfig, folder: str | None = None) -> list[str]:
+    client: Any = MlflowClient(config.uri)
+    return [file.path for file in client.list_artifacts(run_id_of(config), folder)]
+
+
+def write_and_die(folder: Path, config: TrackingConfig) -> None:
+    """Writes a loss at step 1 in a process that is killed before anything is delivered."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from hmtl_dist.tracking.jsonl import Journal\n"
+        "Journal(Path(sys.argv[1]), sys.argv[2]).metrics({'loss': 1.0}, 1); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    died = subprocess.run([sys.executable, "-c", code, str(folder), run_id_of(config)], check=False)
+    assert died.returncode == -signal.SIGKILL
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def threads_of_ours() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name in {"journal-delivery", "system-metrics"}]
+
+
+def test_a_new_run_holds_its_parameters_and_tags(config: TrackingConfig) -> None:
+    params = {f"section.key{i}": str(i) for i in range(250)}
+    config = started(config, params=params | {"long": "x" * 7000}, tags={"git.dirty": "true"})
+    data = MlflowClient(config.uri).get_run(run_id_of(config)).data
+    assert params.items() <= data.params.items()
+    assert len(data.params["long"]) == 6000
+    assert data.tags["git.dirty"] == "true"
+
+
+def test_a_run_that_is_named_is_gone_on_with(config: TrackingConfig) -> None:
+    config = started(config)
+    assert create_run(config, name="run") == config.run_id
+
+
+def test_a_run_that_was_deleted_is_replaced(config: TrackingConfig) -> None:
+    config = started(config)
+    MlflowClient(config.uri).delete_run(run_id_of(config))
+    assert create_run(config, name="run") not in {None, config.run_id}
+
+
+def test_every_kind_of_event_arrives(config: TrackingConfig, tmp_path: Path) -> None:
+    config = started(config)
+    tracker = open_tracker(config, tmp_path / "scratch")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "table.csv").write_text("a,b\n1,2\n")
+    tracker.params({"version.torch": "2.13.0"})
+    tracker.dataset("faces", "0123456789abcdef" * 4, "s3://bucket/faces", "train", {"num_samples": 100})
+    tracker.metrics({"loss/total": 1.5, "loss/odd*name": 2.0}, 10)
+    tracker.picture("puzzling", np.full((8, 8, 3), 128, np.uint8), 10)
+    tracker.artifact(tmp_path / "results", "evaluation")
+    tracker.close("FINISHED")
+    run = MlflowClient(config.uri).get_run(run_id_of(config))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["version.torch"] == "2.13.0"
+    assert run.data.metrics == {"loss/total": 1.5, "loss/odd_name": 2.0}
+    assert run.inputs is not None
+    assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == [("0123456789abcdef" * 4)[:36]]
+    assert artifacts_of(config, "evaluation/results") == ["evaluation/results/table.csv"]
+    assert len([path for path in artifacts_of(config, "images") if path.endswith(".png")]) == 1
+
+
+@pytest.mark.parametrize("keeps_journal", [True, False], ids=["same machine", "other machine"])
+def test_a_resumed_run_has_one_value_and_one_picture_a_step(
+    config: TrackingConfig, tmp_path: Path, keeps_journal: bool
+) -> None:
+    config = started(config)
+    picture = np.zeros((4, 4, 3), np.uint8)
+    first = open_tracker(config, tmp_path / "first")
+    for step in range(1, 8):  # saved after step 4, interrupted after step 7
+        first.metrics({"loss": float(step)}, step)
+    first.picture("puzzling", picture, 6)
+    first.close("KILLED")
+    second = open_tracker(config, tmp_path / ("first" if keeps_journal else "second"))
+    for step in range(5, 11):
+        second.metrics({"loss": float(step)}, step)
+        if step in {6, 10}:
+            second.picture("puzzling", picture, step)
+    second.close("FINISHED")
+    history = MlflowClient(config.uri).get_metric_history(run_id_of(config), "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in range(1, 11)]
+    assert status_of(config) == "FINISHED"
+    assert len([path for path in artifacts_of(config, "images") if path.endswith(".png")]) == 2
+
+
+def test_what_a_killed_process_left_is_delivered_by_the_next_start(config: TrackingConfig, tmp_path: Path) -> None:
+    config = started(config)
+    write_and_die(tmp_path, config)
+    resumed = open_tracker(config, tmp_path)
+    resumed.metrics({"loss": 2.0}, 2)
+    resumed.close("FINISHED")
+    assert steps_of(config, "loss") == [1, 2]
+
+
+def test_a_resumed_run_is_running_until_it_ends_again(config: TrackingConfig, tmp_path: Path) -> None:
+    config = started(config)
+    first = open_tracker(config, tmp_path)
+    first.metrics({"loss": 1.0}, 1)
+    first.close("FAILED")
+    second = open_tracker(config, tmp_path)
+    second.metrics({"loss": 2.0}, 2)
+    until(lambda: steps_of(config, "loss") == [1, 2])
+    running = status_of(config)
+    second.close("FINISHED")
+    assert (running, status_of(config)) == ("RUNNING", "FINISHED")
+
+
+def test_a_parameter_that_a_resume_changed_keeps_its_first_value_and_becomes_a_tag(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
+    config = started(config, params={"train.epochs": "10"})
+    tracker = open_tracker(config, tmp_path)
+    tracker.params({"train.epochs": "20", "seed": "7"})
+    tracker.close("FINISHED")
+    data = MlflowClient(config.uri).get_run(run_id_of(config)).data
+    assert data.params == {"train.epochs": "10", "seed": "7"}
+    assert data.tags["changed.train.epochs"] == "20"
+
+
+def test_an_event_that_the_server_refuses_holds_up_nothing(config: TrackingConfig, tmp_path: Path) -> None:
+    config = started(config)
+    tracker = open_tracker(config, tmp_path)
+    tracker.artifact(tmp_path / "nothing-here.bin")
+    tracker.append({"event": "metrics", "step": 1, "values": {"bad*name": 1.0}})
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.close("FINISHED")
+    assert steps_of(config, "loss") == [1]
+    assert status_of(config) == "FINISHED"
+
+
+def test_numbers_that_are_none_arrive(config: TrackingConfig, tmp_path: Path) -> None:
+    config = started(config)
+    tracker = open_tracker(config, tmp_path)
+    tracker.metrics({"loss": float("nan")}, 1)
+    tracker.close("FINISHED")
+    assert np.isnan(MlflowClient(config.uri).get_run(run_id_of(config)).data.metrics["loss"])
+
+
+def test_system_metrics_are_sampled_and_the_sampler_ends_with_the_run(config: TrackingConfig, tmp_path: Path) -> None:
+    config = started(config.model_copy(update={"system_metrics": True, "system_metrics_seconds": 0.2}))
+    tracker = open_tracker(config, tmp_path)
+    tracker.metrics({"loss": 1.0}, 1)
+    until(lambda: len(steps_of(config, "system/cpu_utilization_percentage")) >= 2)
+    tracker.close("FINISHED")
+    steps = steps_of(config, "system/cpu_utilization_percentage")
+    assert steps == sorted(set(steps))
+    assert not threads_of_ours()
+
+
+def test_no_secret_reaches_the_server(config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-0815")
+    words = ("planted-secret-0815", "planted-word")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.log").write_text("key planted-secret-0815\nat https://me:planted-word@host\n")
+    config = started(config, params={"a": words[0]}, tags={"b": f"https://me:{words[1]}@host"})
+    tracker = open_tracker(config, tmp_path / "scratch")
+    tracker.params({"c": words[0]})
+    tracker.artifact(tmp_path / "out")
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.close("FINISHED")
+    client = MlflowClient(config.uri)
+    stored = str(client.get_run(run_id_of(config)).to_dictionary())
+    stored += Path(client.download_artifacts(run_id_of(config), "out/run.log", str(tmp_path))).read_text()
+    stored += (tmp_path / "scratch" / JOURNAL).read_text()
+    assert "***" in stored
+    assert not any(word in stored for word in words)
+
+
+# --- the server away -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Generator["OwnServer"]:
+    server = OwnServer(tmp_path / "server")
+    server.start()
+    yield server
+    server.stop()
+
+
+class OwnServer:
+    """An MLflow server that a test may take away."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        self._ports: tuple[int, ...] = ()
+
+    def start(self) -> None:
+        log = self._folder / "mlflow.log"
+
+        def launch() -> service.Server:
+            return service.start(self._folder / "data", log=log, wanted_ports=self._ports)
+
+        self._server = await_server(launch, service.is_ready, log)
+        assert not self._ports or self._server.ports == self._ports
+        self._ports = self._server.ports
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    def stop(self) -> None:
+        stop(self._server.process)
+
+
+def test_a_server_that_goes_away_and_comes_back_gets_everything_once_and_in_order(
+    own_server: OwnServer, tmp_path: Path
+) -> None:
+    config = started(TrackingConfig(uri=own_server.url, system_metrics=False, timeout_seconds=2))
+    tracker = open_tracker(config, tmp_path / "scratch")
+    tracker.metrics({"loss": 1.0}, 1)
+    until(lambda: steps_of(config, "loss") == [1])
+    own_server.stop()
+    begin = time.perf_counter()
+    for step in range(2, 300):
+        tracker.metrics({"loss": float(step)}, step)
+    tracker.picture("puzzling", np.zeros((4, 4, 3), np.uint8), 300)
+    stalled = time.perf_counter() - begin
+    own_server.start()
+    tracker.metrics({"loss": 300.0}, 300)
+    tracker.close("FINISHED")
+    history = MlflowClient(config.uri).get_metric_history(run_id_of(config), "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in range(1, 301)]
+    assert status_of(config) == "FINISHED"
+    assert stalled < 1.0
+
+
+def test_a_server_that_stays_away_delays_the_end_by_seconds_and_gets_the_rest_later(
+    config: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = started(config)
+    away = config.model_copy(update={"uri": NOBODY, "timeout_seconds": 1.0})
+    tracker = open_tracker(away, tmp_path)
+    tracker.metrics({"loss": 1.0}, 1)
+    begin = time.perf_counter()
+    with caplog.at_level(logging.WARNING):
+        tracker.close("FINISHED")
+    waited = time.perf_counter() - begin
+    left = deliver_rest(config, tmp_path)
+    assert "wait there" in caplog.text
+    assert waited < 8.0
+    assert (left, steps_of(config, "loss"), status_of(config)) == (0, [1], "FINISHED")
+
+
+def test_a_run_that_was_cut_off_is_failed_once_its_rest_is_delivered(config: TrackingConfig, tmp_path: Path) -> None:
+    config = started(config)
+    write_and_die(tmp_path, config)
+    deliver_rest(config, tmp_path)
+    assert status_of(config) == "FAILED"
+
+
+def test_without_a_server_a_run_starts_in_bounded_time_and_writes_its_journal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrackingConfig(uri=NOBODY, timeout_seconds=1.0)
+    begin = time.perf_counter()
+    with caplog.at_level(logging.WARNING):
+        config = resolve(config, create_run(config, name="run"))
+    waited = time.perf_counter() - begin
+    tracker = open_tracker(config, tmp_path)
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.close("FINISHED")
+    assert config.run_id is None
+    assert "recorded in its journal only" in caplog.text
+    assert waited < 8.0
+
+
+def test_without_a_required_server_a_run_is_refused_in_one_line() -> None:
+    config = TrackingConfig(uri=NOBODY, timeout_seconds=1.0, required=True)
+    with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer .* tracking\.required=false"):
+        create_run(config, name="run")
+
+
+def test_an_address_with_a_password_is_refused_without_repeating_it() -> None:
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as refused:
+        create_run(TrackingConfig(uri="https://me:planted-word@host"), name="run")
+    assert "planted-word" not in str(refused.value)
+
+
+def test_an_address_with_a_password_in_the_environment_is_not_written_into_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:planted-word@host")
+    assert resolve(TrackingConfig(), "abc").uri is None
+
+
+# --- the driver ----------------------------------------------------------------------------------------------------
+
+
+def test_the_driver_ends_a_run_whose_workers_died(config: TrackingConfig) -> None:
+    config = started(config)
+    finish_run(config, config.run_id, "FAILED")
+    assert status_of(config) == "FAILED"
+
+
+def test_the_page_of_a_run_is_named(config: TrackingConfig) -> None:
+    config = started(config)
+    experiment = MlflowClient(config.uri).get_run(run_id_of(config)).info.experiment_id
+    url = run_url(config, run_id_of(config))
+    assert url == f"{config.uri}/#/experiments/{experiment}/runs/{config.run_id}"
+
+
+# MLflow's table definitions use a loader that SQLAlchemy 2.1 calls deprecated.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning")
+def test_without_an_address_a_database_in_the_home_folder_is_used(
+    hmtl_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HMTL_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    config = started(TrackingConfig(system_metrics=False))
+    (tmp_path / "note.txt").write_text("note")
+    tracker = open_tracker(config, tmp_path / "scratch")
+    tracker.artifact(tmp_path / "note.txt")
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.close("FINISHED")
+    assert config.uri == f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}"
+    assert steps_of(config, "loss") == [1]
+    assert len(list((tmp_path / "home").rglob("note.txt"))) == 1
+
+
+def test_switched_off_tracking_asks_no_server() -> None:
+    assert create_run(TrackingConfig(enabled=False, uri=NOBODY, required=True), name="run") is None

@@ -1,0 +1,191 @@
+"""A trained model is stored without a pickle, and answers like the model that was trained."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load
+
+from hmtl_dist.augment import AugmentConfig
+from hmtl_dist.data.schema import Field
+from hmtl_dist.errors import UserError
+from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
+from hmtl_dist.tasks.base import CLEAN
+from hmtl_dist.tasks.puzzling import PuzzlingConfig
+from hmtl_dist.tasks.registry import build_tasks
+from hmtl_dist.tasks.supervised import ClassificationConfig, RegressionConfig
+from hmtl_dist.tracking.config import TrackingConfig, resolve
+from hmtl_dist.tracking.mlflow import create_run, open_tracker
+from hmtl_dist.tracking.model_folder import Predictor, write_model
+
+# MLflow's own `mlflow.types.responses` makes it warn of itself when `mlflow.pyfunc` is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+
+SIZE = 32
+CONFIG = ModelConfig(backbone="test_efficientnet")
+FIELDS = {"expression": Field(kind="category", classes=("happy", "sad", "angry")), "age": Field(kind="number")}
+COLUMNS = ["expression.happy", "expression.sad", "expression.angry", "age.age"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[HMTLModel, Path]:
+    """A model with a pretext task, as if trained, and its folder."""
+    configs = {"expression": ClassificationConfig(), "age": RegressionConfig(), "puzzling": PuzzlingConfig()}
+    tasks = build_tasks(configs, FIELDS, {}, {}, SIZE)
+    wiring = {"expression": (CLEAN,), "age": (CLEAN,), "puzzling": ("puzzling",)}
+    model = HMTLModel(CONFIG, {task.name: task.head_spec() for task in tasks}, wiring, log_vars=("expression",))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("linear.bias"):
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("model")
+    write_model(
+        folder, model.state_dict(), config=CONFIG, augment=AugmentConfig(eval_crop=1.0), image_size=SIZE, tasks=tasks
+    )
+    return model.eval(), folder
+
+
+@pytest.fixture(scope="module")
+def pictures() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def expected(trained: tuple[HMTLModel, Path], pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """What the trained model itself says, `[N, columns]`."""
+    with torch.inference_mode():
+        outputs = trained[0].predict(torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 255)
+    return torch.cat([outputs["expression"].softmax(1), outputs["age"] * 20 + 40], dim=1).double().numpy()
+
+
+def test_the_folder_answers_like_the_model(
+    trained: tuple[HMTLModel, Path], pictures: NDArray[np.uint8], expected: NDArray[np.float64]
+) -> None:
+    table = Predictor(trained[1]).predict(pictures)
+    assert list(table) == COLUMNS
+    assert np.allclose(np.column_stack(list(table.values())), expected, atol=1e-5)
+
+
+def test_only_what_inference_needs_is_kept(trained: tuple[HMTLModel, Path]) -> None:
+    names = load((trained[1] / "model.safetensors").read_bytes())
+    tops = {".".join(name.split(".")[: 1 if name.startswith("backbone") else 2]) for name in names}
+    assert tops == {"backbone", "heads.expression", "heads.age"}
+
+
+def test_encoded_pictures_are_taken_too(trained: tuple[HMTLModel, Path], pictures: NDArray[np.uint8]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pictures[0]).save(buffer, "PNG")
+    assert np.array_equal(Predictor(trained[1]).decode([buffer.getvalue()])[0], pictures[0])
+
+
+def test_no_pictures_give_an_empty_table(trained: tuple[HMTLModel, Path]) -> None:
+    table = Predictor(trained[1]).predict(np.empty((0, SIZE, SIZE, 3), np.uint8))
+    assert [len(values) for values in table.values()] == [0, 0, 0, 0]
+
+
+def test_pictures_of_another_size_are_refused_in_one_line(trained: tuple[HMTLModel, Path]) -> None:
+    with pytest.raises(UserError, match=r"give uint8 \(N, 32, 32, 3\)"):
+        Predictor(trained[1]).predict(np.zeros((1, 16, 16, 3), np.uint8))
+
+
+def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no model here \(model\.json is missing\)"):
+        Predictor(tmp_path)
+
+
+def test_weights_that_were_cut_short_are_refused_in_one_line(trained: tuple[HMTLModel, Path], tmp_path: Path) -> None:
+    for file in trained[1].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
+    with pytest.raises(UserError, match=r"does not fit model\.json"):
+        Predictor(tmp_path)
+
+
+# --- in MLflow -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    trained: tuple[HMTLModel, Path], mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> TrackingConfig:
+    """The section of a run that recorded the model twice, as one does that is resumed at its end."""
+    config = TrackingConfig(
+        uri=mlflow_server, experiment="models", system_metrics=False, register_model="faces", register_alias="tested"
+    )
+    config = resolve(config, create_run(config, name="run"))
+    for _ in range(2):
+        tracker = open_tracker(config, tmp_path_factory.mktemp("scratch"))
+        tracker.model(trained[1])
+        tracker.close("FINISHED")
+    return config
+
+
+@pytest.fixture(scope="module")
+def stored(recorded: TrackingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The registered model, downloaded."""
+    folder = tmp_path_factory.mktemp("download")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patch.setenv(name, str(recorded.uri))
+        download_artifacts("models:/faces@tested", dst_path=str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(stored: Path) -> Any:
+    """The model, loaded where unpickling is forbidden."""
+    from mlflow.pyfunc import load_model  # here, where its warning is expected
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        return load_model(str(stored))
+
+
+def test_the_mlflow_model_answers_like_the_model(
+    loaded: Any, pictures: NDArray[np.uint8], expected: NDArray[np.float64]
+) -> None:
+    table = loaded.predict(pictures)
+    assert list(table.columns) == COLUMNS
+    assert np.allclose(table.to_numpy(), expected, atol=1e-5)
+
+
+def test_the_unwrapped_mlflow_model_takes_encoded_pictures(loaded: Any, pictures: NDArray[np.uint8]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pictures[0]).save(buffer, "PNG")
+    table = loaded.unwrap_python_model().predict(None, [buffer.getvalue()])
+    assert np.allclose(table.to_numpy(), loaded.predict(pictures[:1]).to_numpy(), atol=1e-6)
+
+
+def test_the_mlflow_model_has_a_signature(loaded: Any) -> None:
+    signature = loaded.metadata.signature
+    assert [spec.name for spec in signature.outputs.inputs] == COLUMNS
+    assert (signature.inputs.inputs[0].type, signature.inputs.inputs[0].shape) == (np.uint8, (-1, SIZE, SIZE, 3))
+
+
+def test_the_input_example_is_answered(stored: Path, loaded: Any) -> None:
+    example = loaded.metadata.load_input_example(str(stored))
+    assert len(loaded.predict(example)) == 1
+
+
+def test_nothing_of_the_mlflow_model_is_a_pickle(stored: Path) -> None:
+    files = [file for file in stored.rglob("*") if file.is_file()]
+    assert any(file.name == "model.safetensors" for file in files)
+    assert not [file for file in files if file.suffix in {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}]
+    assert not [file for file in files if file.read_bytes()[:2] in {b"\x80\x04", b"\x80\x05"}]
+
+
+def test_the_mlflow_model_brings_its_own_code_and_nothing_compiled(stored: Path) -> None:
+    assert (stored / "code" / "hmtl_dist" / "tracking" / "model_folder.py").exists()
+    assert not list(stored.rglob("__pycache__"))
+
+
+def test_the_same_model_is_registered_once(recorded: TrackingConfig) -> None:
+    client = MlflowClient(recorded.uri, recorded.uri)
+    versions = client.search_model_versions("name = 'faces'")
+    assert [version.run_id for version in versions] == [recorded.run_id]
