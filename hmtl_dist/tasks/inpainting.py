@@ -15,7 +15,7 @@ from hmtl_dist.tasks.base import DecoderHead, Inputs, LossTerms, Prepared, Ranks
 from hmtl_dist.tasks.supervised import at_least_float32
 
 MAX_RECTANGLES = 8
-"""Rectangles tried for a mask; those of 1/6 to 1/2 of a side reach 30 % with four on average."""
+"""Rectangles tried for a mask: with sides of 1/6 to 1/2 they fall short once in some thousand masks."""
 SIDE_RANGE = (6, 2)
 """A rectangle's sides are 1/6 to 1/2 of the picture's."""
 GREY = 0.5
@@ -189,8 +189,8 @@ def draw_masks(
         tall = _integer(height_word, *_sides(height))
         wide = torch.minimum(_integer(width_word, *_sides(width)), (most - covered) // tall)
         wide = wide * (covered < wanted)
-        top = (row_word * (height - tall + 1)) >> 32
-        left = (column_word * (width - wide + 1)) >> 32
+        top = _start(row_word, tall, height)
+        left = _start(column_word, wide, width)
         in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
         in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
         hidden |= in_rows[:, :, None] & in_columns[:, None, :]
@@ -209,6 +209,11 @@ def _missing_rows(hidden: Tensor, least: int, *, from_bottom: Tensor) -> Tensor:
 
 def _sides(length: int) -> tuple[int, int]:
     return max(1, length // SIDE_RANGE[0]), max(1, length // SIDE_RANGE[1])
+
+
+def _start(words: Tensor, side: Tensor, length: int) -> Tensor:
+    # Up to half of a rectangle may lie outside: else corners would hardly ever be hidden.
+    return ((words * (length - side + 2 * (side // 2) + 1)) >> 32) - side // 2
 
 
 def _integer(words: Tensor, low: int, high: int) -> Tensor:

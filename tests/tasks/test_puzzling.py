@@ -1,0 +1,98 @@
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from hmtl_dist import rng
+from hmtl_dist.tasks.base import SingleRank
+from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig, shuffle_tiles
+from tests.tasks.batches import make_inputs
+
+
+def task(grid: Literal[2, 3] = 2, reduction: Literal["mean", "sum"] = "mean") -> Puzzling:
+    return Puzzling("puzzling", PuzzlingConfig(grid=grid, reduction=reduction))
+
+
+@pytest.mark.parametrize("grid", [2, 3])
+def test_the_inverse_permutation_restores_the_picture(grid: Literal[2, 3]) -> None:
+    inputs = make_inputs(num_samples=16)
+    prepared = task(grid).prepare(inputs)
+
+    restored = shuffle_tiles(prepared.views["puzzling"], prepared.targets["tiles"].argsort(1), grid)
+
+    assert torch.equal(restored, inputs.images)
+
+
+@pytest.mark.parametrize("grid", [2, 3])
+def test_each_slot_shows_the_tile_its_target_names(grid: Literal[2, 3]) -> None:
+    inputs = make_inputs(size=12)
+    prepared = task(grid).prepare(inputs)
+
+    side = 12 // grid
+    puzzle, tiles = prepared.views["puzzling"], prepared.targets["tiles"]
+    for b in range(len(puzzle)):
+        for slot, tile in enumerate(tiles[b].numpy().tolist()):
+            here, there = divmod(slot, grid), divmod(tile, grid)
+            assert torch.equal(
+                puzzle[b, :, here[0] * side :, here[1] * side :][:, :side, :side],
+                inputs.images[b, :, there[0] * side :, there[1] * side :][:, :side, :side],
+            )
+
+
+def test_sides_that_the_grid_does_not_divide_are_resized_and_back() -> None:
+    columns = torch.linspace(0, 1, 32).expand(1, 3, 32, 32).contiguous()
+
+    puzzle = shuffle_tiles(columns, torch.arange(9)[None], 3)
+
+    assert puzzle.shape == columns.shape
+    torch.testing.assert_close(puzzle, columns, atol=0.02, rtol=0)
+
+
+def test_the_draw_is_the_same_in_numpy_and_torch() -> None:
+    inputs = make_inputs(num_samples=64)
+
+    tiles = task(3).prepare(inputs).targets["tiles"]
+
+    positions = inputs.positions.numpy()
+    assert np.array_equal(tiles.numpy(), rng.permutations(inputs.seed, 0, positions, rng.Stream.PUZZLE, 9))
+
+
+def test_every_arrangement_is_equally_likely() -> None:
+    positions = torch.arange(24_000)
+    tiles = rng.permutations(1, 0, positions, rng.Stream.PUZZLE, 4)
+
+    counts = np.unique(tiles.numpy(), axis=0, return_counts=True)[1]
+
+    assert len(counts) == 24
+    assert (np.abs(counts - 1000) < 150).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_loss_is_the_cross_entropy_of_the_slots(reduction: Literal["mean", "sum"]) -> None:
+    inputs = make_inputs(weight=torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    puzzle = task(2, reduction)
+    prepared = puzzle.prepare(inputs)
+    output = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    terms = puzzle.loss({"puzzling": output}, prepared, inputs, SingleRank())
+
+    expected = 0.0
+    for b in (0, 2, 3):
+        for slot, tile in enumerate(prepared.targets["tiles"][b].numpy().tolist()):
+            scores = output[b].view(4, 4)[slot].numpy()
+            expected += np.log(np.exp(scores).sum()) - scores[tile]
+    assert terms.sum.item() == pytest.approx(expected / (4 if reduction == "mean" else 1), rel=1e-12)
+    assert terms.count.item() == 3
+
+
+def test_solving_the_puzzle_gives_full_accuracy_and_shows_the_picture() -> None:
+    inputs = make_inputs()
+    puzzle = task()
+    prepared = puzzle.prepare(inputs)
+    output = torch.nn.functional.one_hot(prepared.targets["tiles"], 4).float().flatten(1) * 10
+
+    right, slots = puzzle.loss({"puzzling": output}, prepared, inputs, SingleRank()).metrics["accuracy"]
+
+    assert (right.item(), slots.item()) == (16, 16)
+    assert torch.equal(puzzle.illustrate({"puzzling": output}, prepared, inputs)[2], inputs.images)
