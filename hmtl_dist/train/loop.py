@@ -52,6 +52,8 @@ class Run:
     schedule: Schedule
     tracker: Tracker
     listener: Listener
+    shows: bool
+    """Whether this rank, the first, tells the listener of progress."""
     reseed: Callable[[int], None]
     """Seeds dropout and drop-path for a micro-step."""
     evaluate: Callable[[int], dict[str, float]]
@@ -143,7 +145,9 @@ def record(run: Run, step: int, figures: WindowFigures) -> None:
 def show(
     run: Run, phase: str, window: Window, figures: WindowFigures, metrics: Mapping[str, float] | None = None
 ) -> None:
-    """Tell the launcher how far the run is."""
+    """Tell the launcher how far the run is, from one rank."""
+    if not run.shows:
+        return
     step, rate = run.engine.global_step, window.run.samples_per_second
     left = (run.schedule.total_steps - step) * run.schedule.batch_size
     run.listener.progress(

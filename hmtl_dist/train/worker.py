@@ -65,6 +65,7 @@ def train_rank(config: RunConfig, place: Place, listener: Listener) -> Outcome:
                     schedule=trainee.schedule,
                     tracker=tracker,
                     listener=listener,
+                    shows=place.rank == 0,
                     reseed=lambda micro_step: reseed(config.seed, place.rank, micro_step),
                     evaluate=lambda step: trainee.evaluate(step, tracker),
                     save=trainee.saver.save,
