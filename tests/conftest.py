@@ -46,7 +46,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
 
     server = await_server(launch, lambda server: seaweedfs.is_ready(server, ADMIN, "open"), folder / "s3.log")
     yield S3Server(server.url)
-    stop(server.process)
+    stop(server.process, grace_seconds=0.0)
     seaweedfs.clean_up(server)
 
 
@@ -66,7 +66,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
         lambda: mlflow.start(folder / "data", log=folder / "mlflow.log"), mlflow.is_ready, folder / "mlflow.log"
     )
     yield server.url
-    stop(server.process)
+    stop(server.process, grace_seconds=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def await_server(launch: Callable[[], Server], is_ready: Callable[[Server], bool
     server = launch()
     while not (is_running(server.process) and is_ready(server)):
         if time.monotonic() > deadline:
-            stop(server.process)
+            stop(server.process, grace_seconds=0.0)
             pytest.fail(f"the server is not ready:\n{log.read_text()[-2000:]}")
         if not is_running(server.process):
             server = launch()

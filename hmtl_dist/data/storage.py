@@ -11,8 +11,6 @@ import base64
 import hashlib
 import io
 import os
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +38,7 @@ from hmtl_dist.data.storage_base import (
     check_key,
     check_prefix,
 )
+from hmtl_dist.data.storage_faults import NOT_S3, Patience, refusal
 from hmtl_dist.data.storage_local import LocalStorage, file_errors, replace_file
 from hmtl_dist.errors import UserError
 
@@ -68,9 +67,9 @@ FIRST_CONTACT_SECONDS = 5.0
 """How long faults are waited out by a storage that has never been answered: a wrong endpoint should not take long."""
 OUTAGE_SECONDS = 120.0
 """How long faults are waited out once the server has answered: a restart or an overload should not end a run."""
-BACKOFF_BASE_SECONDS = 0.1
-BACKOFF_CAP_SECONDS = 10.0
 REQUESTS_IN_FLIGHT = 8
+PAGE_OBJECTS = 1000
+"""Objects asked for in one answer of a listing; S3 gives no more."""
 MULTIPART_BYTES = 16 << 20
 """Files larger than this are uploaded in parts of this size."""
 CHUNK_BYTES = 1 << 20
@@ -83,8 +82,6 @@ _FAULTS = (
     urllib3.exceptions.HTTPError,
     OSError,
 )
-# Jitter must differ between workers and leave the program's own random numbers alone.
-_jitter = random.SystemRandom()
 
 
 def open_storage(url: str) -> Storage:
@@ -201,9 +198,9 @@ class S3Storage(Storage):
     @override
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         # A page at a time instead of boto3's paginator, which cannot go on after a fault in the middle.
-        place: dict[str, str] = {"Prefix": self._prefix + check_prefix(prefix)}
+        place: dict[str, Any] = {"MaxKeys": PAGE_OBJECTS, "Prefix": self._prefix + check_prefix(prefix)}
         while True:
-            page = self._repeat(lambda client: client.list_objects_v2(Bucket=self.bucket, **cast(Any, place)), prefix)
+            page = self._repeat(lambda client: client.list_objects_v2(Bucket=self.bucket, **place), prefix)
             for found in page.get("Contents", []):
                 if not found.get("Key", "/").endswith("/"):  # a "folder" some tools write
                     yield ObjectInfo(
@@ -229,7 +226,9 @@ class S3Storage(Storage):
         name = self._name(key)
         with file_errors(path), path.open("rb"):
             pass
-        config = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES)
+        config = TransferConfig(
+            multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES, max_concurrency=REQUESTS_IN_FLIGHT
+        )
         self._repeat(lambda client: client.upload_file(str(path), self.bucket, name, Config=config), key)
 
     @override
@@ -263,7 +262,7 @@ class S3Storage(Storage):
         """Yields an object's bytes, or exactly `length` of them from `start` on, going on after a fault."""
         name, position, entity_tag = self._name(key), start, ""
         end = None if length is None else start + length
-        patience = _Patience(self, key)
+        patience = Patience(self._stats, self._patience)
         while end is None or position < end:
             request: dict[str, str] = {} if entity_tag == "" else {"IfMatch": entity_tag}
             if position > 0 or end is not None:
@@ -290,17 +289,17 @@ class S3Storage(Storage):
                         patience.renew()
                         yield chunk
             except _FAULTS as error:
-                patience.wait(error)
+                patience.wait(_reason(error, self, key))
 
     def _repeat(self, operation: Callable[["S3Client"], Result], key: str) -> Result:
         """Carries out an operation that may be repeated, until it succeeds or it is known that it will not."""
-        patience = _Patience(self, key)
+        patience = Patience(self._stats, self._patience)
         while True:
             try:
                 self._stats.add(requests=1)
                 result = operation(self._connect().client)
             except _FAULTS as error:
-                patience.wait(error)
+                patience.wait(_reason(error, self, key))
             else:
                 self._reached = True
                 return result
@@ -313,9 +312,8 @@ class S3Storage(Storage):
             session = self._session = _Session(self._access)
         return session
 
-    @property
-    def patience_seconds(self) -> float:
-        """How long transient faults are waited out."""
+    def _patience(self) -> float:
+        """How long transient faults are waited out, in seconds."""
         if self._patience_seconds is not None:
             return self._patience_seconds
         return OUTAGE_SECONDS if self._reached else FIRST_CONTACT_SECONDS
@@ -336,21 +334,6 @@ class _Session:
 
 
 def _make_client(access: S3Access | None) -> "S3Client":
-    addressing = os.environ.get("HMTL_S3_ADDRESSING", "auto")
-    if addressing not in ("auto", "path", "virtual"):
-        raise UserError(f"HMTL_S3_ADDRESSING is {addressing!r}; allowed are auto, path and virtual")
-    config = Config(
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        read_timeout=READ_TIMEOUT_SECONDS,
-        retries={"total_max_attempts": 1},
-        max_pool_connections=2 * REQUESTS_IN_FLIGHT,
-        tcp_keepalive=True,
-        s3={"addressing_style": "auto" if addressing == "auto" else addressing},
-        # Checksums sent in trailers are refused by many servers other than Amazon's.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    path_style = config.merge(Config(s3={"addressing_style": "path"}))
     try:
         session = boto3.session.Session()
         # boto3 knows AWS_DEFAULT_REGION only; the other AWS tools read AWS_REGION.
@@ -362,18 +345,40 @@ def _make_client(access: S3Access | None) -> "S3Client":
                 endpoint_url=access.endpoint,
                 aws_access_key_id=access.access_key_id,
                 aws_secret_access_key=access.secret_access_key,
-                config=path_style,
+                config=_settings(access.endpoint),
             )
-        client = session.client("s3", region_name=region, config=config)
-        if addressing == "auto" and not (urlsplit(client.meta.endpoint_url).hostname or "").endswith("amazonaws.com"):
-            client = session.client("s3", region_name=region, config=path_style)
-        return client
+        # Where the environment and the configuration files lead is what a client says; the second one costs little.
+        endpoint = session.client("s3", region_name=region).meta.endpoint_url
+        return session.client("s3", region_name=region, config=_settings(endpoint))
     except ValueError:
         raise UserError("AWS_ENDPOINT_URL is no URL: give for example http://127.0.0.1:8333") from None
     except boto_errors.ProfileNotFound as error:
         raise UserError(f"{error}: check AWS_PROFILE") from None
     except boto_errors.BotoCoreError as error:
         raise UserError(f"S3 cannot be set up ({type(error).__name__}): check the AWS_* variables") from None
+
+
+def _settings(endpoint: str) -> Config:
+    """How a client behaves, and how it names buckets, towards a server."""
+    host = urlsplit(endpoint).hostname or ""
+    style = os.environ.get("HMTL_S3_ADDRESSING", "auto")
+    if style not in ("auto", "path", "virtual"):
+        raise UserError(f"HMTL_S3_ADDRESSING is {style!r}; allowed are auto, path and virtual")
+    if style == "auto" and "amazonaws.com" not in host:
+        style = "path"
+    return Config(
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        read_timeout=READ_TIMEOUT_SECONDS,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=2 * REQUESTS_IN_FLIGHT,
+        tcp_keepalive=True,
+        s3={"addressing_style": style},
+        # A proxy has no business between this machine and itself; None leaves it to the environment.
+        proxies={} if host in ("127.0.0.1", "::1", "localhost") else None,
+        # Checksums sent in trailers are refused by many servers other than Amazon's.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
 
 
 class _ChunkReader(io.RawIOBase):
@@ -400,67 +405,6 @@ class _ChunkReader(io.RawIOBase):
         super().close()
 
 
-class _Patience:
-    """Waits between the attempts at one operation, and decides when there is no further one."""
-
-    def __init__(self, storage: S3Storage, key: str) -> None:
-        self._storage = storage
-        self._key = key
-        self.renew()
-
-    def renew(self) -> None:
-        """Starts anew: there was progress."""
-        self._attempts = 0
-        self._deadline = 0.0
-
-    def wait(self, error: Exception) -> None:
-        """Sleeps before the next attempt.
-
-        Raises:
-            UserError: The error is no transient one, or it has lasted too long.
-        """
-        reason = _reason(error, self._storage, self._key)
-        if not isinstance(reason, StorageUnavailableError):
-            raise reason from None
-        now = time.monotonic()
-        if self._attempts == 0:
-            self._deadline = now + self._storage.patience_seconds
-        delay = _jitter.uniform(0, min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2**self._attempts))
-        if now + delay > self._deadline:
-            raise reason from None
-        self._attempts += 1
-        self._storage.stats.add(retries=1)
-        time.sleep(delay)
-
-
-_NOT_S3 = "{endpoint} answers, but not like an S3 server: check AWS_ENDPOINT_URL"
-_REFUSALS = {
-    "NoSuchBucket": "bucket {bucket!r} does not exist at {endpoint}: create it, or correct {url}",
-    "NoSuchKey": "{url} does not exist at {endpoint}: check the path",
-    "AccessDenied": "access to {url} is denied at {endpoint}: these credentials lack the right to do this",
-    "InvalidAccessKeyId": "{endpoint} does not know the access key id: check AWS_ACCESS_KEY_ID or AWS_PROFILE",
-    "SignatureDoesNotMatch": "{endpoint} refuses the secret key: check AWS_SECRET_ACCESS_KEY or AWS_PROFILE",
-    "ExpiredToken": "the credentials for {endpoint} have expired: renew them",
-    "InvalidToken": "{endpoint} refuses the session token: check AWS_SESSION_TOKEN or unset it",
-    "PreconditionFailed": "{url} was replaced while it was being read: start again",
-    "InvalidRange": "{url} is shorter than its index says: upload or build it again",
-    "AuthorizationHeaderMalformed": "{endpoint} expects another region: set AWS_REGION to the bucket's",
-    "PermanentRedirect": "bucket {bucket!r} is in another region than {endpoint}: set AWS_REGION to the bucket's",
-    "RequestTimeTooSkewed": "this machine's clock differs too much from that of {endpoint}: set it",
-    "InvalidBucketName": "{bucket!r} is no valid bucket name: correct {url}",
-    # Without a code of S3's own the status comes in its place.
-    "403": "access to {url} is denied at {endpoint}: these credentials lack the right to do this",
-    "404": _NOT_S3,
-    "405": _NOT_S3,
-}
-_TRANSIENT_CODES = {
-    "SlowDown",
-    "RequestTimeout",
-    "InternalError",
-    "ServiceUnavailable",
-    "Throttling",
-    "OperationAborted",
-}
 _TRANSIENT = (
     boto_errors.HTTPClientError,
     boto_errors.ConnectionError,
@@ -477,29 +421,20 @@ def _reason(error: Exception, storage: S3Storage, key: str) -> UserError:
         error = error.__context__
     url, endpoint, kind = f"{storage.url}/{key}".rstrip("/"), storage.endpoint, type(error).__name__
     if isinstance(error, boto_errors.ClientError):
-        return _refusal(_code(error), _status(error), bucket=storage.bucket, url=url, endpoint=endpoint)
+        return refusal(_code(error), _status(error), bucket=storage.bucket, url=url, endpoint=endpoint)
     if isinstance(error, boto_errors.NoCredentialsError | boto_errors.PartialCredentialsError):
         return UserError(f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
     if isinstance(error, boto_errors.SSLError):
         return UserError(f"no secure connection to {endpoint}: check AWS_ENDPOINT_URL and its certificate")
     if isinstance(error, boto_errors.ParamValidationError):
-        return UserError(_REFUSALS["InvalidBucketName"].format(bucket=storage.bucket, url=url))
+        return UserError(f"{storage.bucket!r} is no valid bucket name: correct {url}")
     if isinstance(error, _TRANSIENT):
         return StorageUnavailableError(
             f"{endpoint} does not answer ({kind}): is it running, is AWS_ENDPOINT_URL right?"
         )
     if isinstance(error, ResponseParserError):
-        return UserError(_NOT_S3.format(endpoint=endpoint))
+        return UserError(NOT_S3.format(endpoint=endpoint))
     return UserError(f"{url} cannot be used ({kind}): check the AWS_* variables")
-
-
-def _refusal(code: str, status: int, *, bucket: str, url: str, endpoint: str) -> UserError:
-    if code in _REFUSALS:
-        kind = {"NoSuchKey": ObjectMissingError, "PreconditionFailed": ObjectChangedError}.get(code, UserError)
-        return kind(_REFUSALS[code].format(bucket=bucket, url=url, endpoint=endpoint))
-    if code in _TRANSIENT_CODES or status >= 500 or status == 429:
-        return StorageUnavailableError(f"{endpoint} is overloaded or faulty ({code}): try again later")
-    return UserError(f"{endpoint} refuses {url}: {code} (HTTP status {status})")
 
 
 def _entity_tag(answer: "GetObjectOutputTypeDef | HeadObjectOutputTypeDef") -> str:

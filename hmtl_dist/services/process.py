@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,8 +15,8 @@ import psutil
 from hmtl_dist.config.base import Section
 from hmtl_dist.errors import UserError
 
-STOP_SECONDS = 10.0
-"""How long a server may take to end by itself before it is killed."""
+STOP_SECONDS = 5.0
+"""How long a server may take to end by itself before it is killed, which loses nothing that was acknowledged."""
 # SeaweedFS also listens at every port + 10000, and both must lie below the ports the system gives to outgoing
 # connections (from 32768 on), or one of those could take it between the check and the start.
 _PORTS = range(10_000, 22_000)
@@ -83,8 +84,12 @@ def is_listening(server: Server) -> bool:
     return True
 
 
-def stop(server: ServerProcess) -> bool:
+def stop(server: ServerProcess, grace_seconds: float = STOP_SECONDS) -> bool:
     """Ends a server and what it started, and says whether there was any of it.
+
+    Args:
+        server: As it was launched; a stranger that only has its process id is left alone.
+        grace_seconds: How long it may take to end by itself before it is killed.
 
     Raises:
         UserError: It does not end, or belongs to another user.
@@ -93,10 +98,11 @@ def stop(server: ServerProcess) -> bool:
     if not members:
         return False
     try:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, STOP_SECONDS)):
             for member in members:
-                member.send_signal(number)
-            _, members = psutil.wait_procs(members, timeout=STOP_SECONDS)
+                with suppress(psutil.NoSuchProcess):
+                    member.send_signal(number)
+            _, members = psutil.wait_procs(members, timeout=seconds)
             if not members:
                 return True
     except psutil.AccessDenied:

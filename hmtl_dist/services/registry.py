@@ -141,8 +141,8 @@ def services_status(home: Path) -> list[ServiceStatus]:
 
 def _stop(record: _Record | None, names: Sequence[Name]) -> list[Name]:
     known: dict[Name, Server] = {} if record is None else record.servers
-    servers = {name: known[name] for name in names if name in known}
-    stopped = [name for name, server in servers.items() if stop(server.process)]
+    servers: dict[Name, Server] = {name: known[name] for name in names if name in known}
+    stopped: list[Name] = [name for name, server in servers.items() if stop(server.process)]
     if "s3" in servers:
         seaweedfs.clean_up(servers["s3"])
     return stopped

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from hmtl_dist.data import storage as storage_module
+from hmtl_dist.data import storage_faults
 from hmtl_dist.data.storage import (
     ObjectChangedError,
     ObjectMissingError,
@@ -215,21 +216,38 @@ def test_a_large_file_is_uploaded_in_parts(s3_env: S3Server, tmp_path: Path) -> 
     assert root.read("copy") == data
 
 
-def test_more_objects_than_fit_in_one_answer_are_listed(s3_env: S3Server) -> None:
+def test_more_objects_than_fit_in_one_answer_are_listed(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_module, "PAGE_OBJECTS", 4)
     root = open_storage(s3_env.bucket())
-    keys = [f"{number:04d}" for number in range(1003)]
-    storages = [open_storage(root.url) for _ in range(4)]
+    keys = [f"folder/{number:02d}" for number in range(11)]
+    for key in keys:
+        root.write(key, b"")
+    requests = root.stats.requests
+    assert [info.key for info in root.list("folder/")] == keys
+    assert root.stats.requests - requests == 3
 
-    def write(part: int) -> None:
-        for key in keys[part::4]:
-            storages[part].write(key, b"")
 
-    threads = [threading.Thread(target=write, args=(part,)) for part in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [info.key for info in root.list()] == keys
+def test_a_child_of_a_fork_uses_a_connection_of_its_own(s3_env: S3Server) -> None:
+    root = open_storage(s3_env.bucket())
+    root.write("object", b"x")
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(sender, b"".join(root.read_ranges("object", [(0, 1), (0, 1)])))
+        finally:
+            os._exit(0)
+    os.close(sender)
+    assert os.waitpid(child, 0)[1] == 0
+    with os.fdopen(receiver, "rb") as pipe:
+        assert (pipe.read(), root.read("object")) == (b"xx", b"x")
+
+
+def test_a_proxy_is_not_asked_for_this_machine(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert not open_storage(s3_env.bucket()).exists("object")
 
 
 def test_a_storage_is_shared_by_threads(s3_env: S3Server) -> None:
@@ -289,6 +307,12 @@ def test_a_missing_bucket_is_named(s3_env: S3Server) -> None:
 def test_writing_does_not_make_a_missing_bucket(s3_env: S3Server) -> None:
     with pytest.raises(UserError, match="bucket 'not-there' does not exist"):
         open_storage("s3://not-there").write("object", b"x")
+
+
+def test_an_upload_to_a_missing_bucket_names_the_bucket(s3_env: S3Server, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x")
+    with pytest.raises(UserError, match="bucket 'not-there' does not exist"):
+        open_storage("s3://not-there").upload("object", tmp_path / "source")
 
 
 def test_a_stat_in_a_missing_bucket_names_the_bucket(s3_env: S3Server) -> None:
@@ -462,7 +486,7 @@ def _proxy(endpoint: str) -> Generator[Way]:
 @pytest.fixture
 def way(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> Generator[Way]:
     """The environment leads to the server by a way with faults."""
-    monkeypatch.setattr(storage_module, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(storage_faults, "BACKOFF_BASE_SECONDS", 0.01)
     with _proxy(s3_env.endpoint) as way:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{way.port}")
         yield way

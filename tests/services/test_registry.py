@@ -116,6 +116,14 @@ def test_status_as_json_says_what_runs(command: CliRunner) -> None:
     }
 
 
+def test_start_says_where_the_servers_are(services: ServicesInfo, command: CliRunner) -> None:
+    lines = command.invoke(app, ["start"]).output.splitlines()
+    assert lines[:2] == [
+        f"S3      {services.endpoint}  was already running",
+        f"MLflow  {services.tracking_uri}  was already running",
+    ]
+
+
 def test_env_is_evaluated_by_a_shell(services: ServicesInfo, command: CliRunner) -> None:
     result = command.invoke(app, ["env"])
     script = result.output + 'printf %s "$AWS_SECRET_ACCESS_KEY"'
