@@ -38,7 +38,11 @@ class SmallNet(nn.Module):
         super().__init__()
         norms = [nn.BatchNorm2d(width) if batchnorm else nn.Identity() for width in (8, 12)]
         self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2, bias=False), norms[0], nn.SiLU(), nn.Conv2d(8, 12, 3, stride=2), norms[1]
+            nn.Conv2d(3, 8, 3, stride=2, bias=False),
+            norms[0],
+            nn.SiLU(),
+            nn.Conv2d(8, 12, 3, stride=2, bias=False),
+            norms[1],
         )
         self.linear = nn.Linear(12, 4)
 

@@ -99,9 +99,8 @@ def _accumulate(rank: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, config in KINDS.items():
         once, twice = (config.model_copy(update={"accumulation_steps": count}) for count in (1, 2))
-        one, two = (
-            make_engine(each, net=without_batchnorm, optim=OptimConfig(optimizer="sgd")) for each in (once, twice)
-        )
+        sgd = OptimConfig(optimizer="sgd")
+        one, two = (make_engine(each, net=without_batchnorm, optim=sgd) for each in (once, twice))
         train(one, HALF, rank=rank)
         train(two, HALF, rank=rank, micro_batches=2)
         model, other = one.state().model, two.state().model
