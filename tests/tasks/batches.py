@@ -5,6 +5,8 @@ from torch import Tensor
 
 from hmtl_dist.tasks.base import Inputs
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
 
 def make_inputs(
     images: Tensor | None = None,

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from torch import Tensor
 
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.inpainting import Inpainting, InpaintingConfig, draw_masks
-from tests.tasks.batches import make_inputs
+from tests.tasks.batches import DEVICES, make_inputs
+
+MASKS_DIGEST = "513332bdccc0d7d6bd626420bacf91a117a11d29037658794c4abb883304b1ca"
 
 
 class Patches:
@@ -61,6 +65,14 @@ def test_a_mask_depends_on_its_position_only() -> None:
     among = draw_masks(5, 2, torch.arange(70, 80), 32, 32, (0.2, 0.4))
 
     assert torch.equal(among[7], alone[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_masks_are_the_same_on_every_device(device: str) -> None:
+    masks = draw_masks(11, 2, torch.arange(500).to(device), 64, 48, (0.2, 0.4))
+
+    # A digest of the masks of the first run, so that no device and no release changes them unnoticed.
+    assert hashlib.sha256(masks.cpu().numpy().tobytes()).hexdigest() == MASKS_DIGEST
 
 
 @pytest.mark.parametrize("fill", ["grey", "mean"])

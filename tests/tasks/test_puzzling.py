@@ -7,7 +7,7 @@ import torch
 from hmtl_dist import rng
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig, shuffle_tiles
-from tests.tasks.batches import make_inputs
+from tests.tasks.batches import DEVICES, make_inputs
 
 
 def task(grid: Literal[2, 3] = 2, reduction: Literal["mean", "sum"] = "mean") -> Puzzling:
@@ -56,6 +56,15 @@ def test_the_draw_is_the_same_in_numpy_and_torch() -> None:
 
     positions = inputs.positions.numpy()
     assert np.array_equal(tiles.numpy(), rng.permutations(inputs.seed, 0, positions, rng.Stream.PUZZLE, 9))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_puzzles_are_the_same_on_every_device(device: str) -> None:
+    positions = torch.arange(500)
+    tiles = rng.permutations(11, 2, positions.to(device), rng.Stream.PUZZLE, 9)
+
+    expected = rng.permutations(11, 2, positions.numpy(), rng.Stream.PUZZLE, 9)
+    assert np.array_equal(tiles.cpu().numpy(), expected)
 
 
 def test_every_arrangement_is_equally_likely() -> None:
