@@ -155,10 +155,10 @@ def _identity(seed: int, number: int) -> Identity:
     skin = _blend(_SKINS, rng)
     grey = np.clip((age - 40) / 35 + rng.normal(0, 0.25), 0, 0.9)
     hair = _blend(_HAIRS, rng) * (1 - grey) + _GREY * grey
-    redness = rng.normal(0.6 if female else 0.15, 0.2)
+    redness = rng.normal(0.9 if female else 0.1, 0.2)
     bald = not female and rng.random() < 0.1 + 0.3 * (age > 45)
-    long_hair = rng.random() < (0.8 if female else 0.12)
-    bearded = not female and rng.random() < 0.5
+    long_hair = rng.random() < (0.92 if female else 0.06)
+    bearded = not female and rng.random() < 0.65
     return Identity(
         female=female,
         age=age,
@@ -175,10 +175,10 @@ def _identity(seed: int, number: int) -> Identity:
         mouth_height=float(rng.normal(0.52, 0.025)),
         brow_thickness=float(np.clip(rng.normal(0.055 if female else 0.095, 0.015), 0.035, 0.13)),
         hairline=1.2 if bald else float(rng.uniform(0.55, 0.8)),
-        hair_length=float(rng.uniform(0.6, 1.4)) if long_hair else float(rng.uniform(-0.4, 0.1)),
-        hair_volume=float(rng.uniform(0.06, 0.2) + 0.06 * long_hair),
-        beard=float(rng.uniform(0.4, 1)) if bearded else 0.0,
-        lashes=float(rng.uniform(0.5, 1)) if rng.random() < (0.85 if female else 0.1) else 0.0,
+        hair_length=float(rng.uniform(0.7, 1.4)) if long_hair else float(rng.uniform(-0.4, 0.1)),
+        hair_volume=float(rng.uniform(0.06, 0.18) + 0.08 * long_hair),
+        beard=float(rng.uniform(0.5, 1)) if bearded else 0.0,
+        lashes=float(rng.uniform(0.5, 1)) if rng.random() < (0.92 if female else 0.06) else 0.0,
         glasses=bool(rng.random() < 0.15),
     )
 
