@@ -30,7 +30,7 @@ PART_BYTES = 4 << 20
 """Largest request, but for a single sample that is larger."""
 GAP_BYTES = 128 << 10
 """Bytes between two samples that are read along rather than asked for anew: a request costs about as much."""
-ALLOCATOR_SHARE = 8
+ALLOCATOR_SHARE = 5
 """One part in so many of the memory allowed is left to the allocator, which cannot use every hole."""
 BLOCKS_AHEAD = 2
 """Blocks of a lane that may be read beyond the one being consumed."""
