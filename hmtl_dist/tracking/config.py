@@ -38,7 +38,7 @@ class TrackingConfig(Section):
     """Name in MLflow's model registry under which the trained model becomes a new version; empty: not registered."""
     register_alias: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")] = "newest"
     """Alias that moves to the newly registered version."""
-    timeout_seconds: Seconds = 5.0
+    timeout_seconds: Seconds = 10.0
     """Longest wait for one answer of MLflow."""
     close_seconds: Seconds = 30.0
     """Longest wait at the end of a run for what is not delivered yet; the rest stays in the journal."""

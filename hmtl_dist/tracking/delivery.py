@@ -20,8 +20,8 @@ POLL_SECONDS = 1.0
 """How often the journal is looked at; what gathered meanwhile goes in one request."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 20.0
-REFUSALS = 3
-"""An event that a server in good health refuses so often is left out, lest it hold up all that follow."""
+REFUSALS = 5
+"""An event that fails so often at a server in good health is left out, lest it hold up all that follow."""
 AWAY_SECONDS = 3.0
 """Longest wait at the end of a run for a server that did not answer last time."""
 MAX_VALUES = 1000

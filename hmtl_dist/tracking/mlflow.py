@@ -1,6 +1,6 @@
 """MLflow: the driver creates and ends runs, rank 0 delivers its journal, and a trained model becomes an MLflow model.
 
-`mlflow` is imported inside the functions and threads: it takes 2 s and more, which no start has to wait for.
+`mlflow` (2 s and more) and `torch` are imported inside the functions and threads: no start has to wait for them.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
@@ -20,7 +20,6 @@ from hmtl_dist.tracking.base import RunStatus
 from hmtl_dist.tracking.config import TrackingConfig, tracking_uri
 from hmtl_dist.tracking.delivery import MAX_VALUES, Delivery
 from hmtl_dist.tracking.jsonl import JOURNAL, Companion, Event, Journal, read_events
-from hmtl_dist.tracking.model_folder import example_pictures, model_digest, output_columns, read_info
 from hmtl_dist.tracking.redact import first_line, is_text, redact, redact_file, redact_named
 from hmtl_dist.tracking.system import Monitor, SystemSampler
 
@@ -123,17 +122,26 @@ def deliver_rest(config: TrackingConfig, folder: Path) -> int:
     """Deliver what an ended run left in its journal to the run `config.run_id`; returns the bytes still left.
 
     A run whose journal has no end was cut off: it is set to FAILED.
+
+    Raises:
+        UserError: there is no journal, or nobody says which run it belongs to.
     """
     journal = folder / JOURNAL
+    if not journal.exists():
+        raise UserError(f"{folder}: no journal here ({JOURNAL} is missing); give the folder of a run")
+    last: Event = {}
+    run_ids: list[str | None] = []
+    for last, _ in read_events(journal):
+        if last["event"] == "start":
+            run_ids.append(last["run_id"] or config.run_id)
+    if None in run_ids:
+        raise UserError(f"{journal}: was written without MLflow; give the run it belongs to by tracking.run_id")
     delivery = Delivery(journal, lambda: MlflowSink(config), config.close_seconds)
     delivery.start()
     delivery.close()
     left = delivery.left()
-    last = None
-    for event, _ in read_events(journal):
-        last = event
-    if left == 0 and last is not None and last["event"] != "end":
-        finish_run(config, last.get("run_id") or config.run_id, "FAILED")
+    if left == 0 and run_ids and last["event"] != "end":
+        finish_run(config, run_ids[-1], "FAILED")
     return left
 
 
@@ -275,6 +283,8 @@ def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folde
     """
     from mlflow.entities import LoggedModelOutput
 
+    from hmtl_dist.tracking.model_folder import model_digest
+
     run = client.get_run(run_id)
     digest = model_digest(folder)
     model_id = _logged_model(client, run, digest)
@@ -310,6 +320,8 @@ def _save_pyfunc(target: Path, folder: Path, *, run_id: str, model_id: str, uri:
     import numpy as np
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+    from hmtl_dist.tracking.model_folder import example_pictures, output_columns, read_info
 
     info = read_info(folder)
     pictures = Schema([TensorSpec(np.dtype(np.uint8), (-1, info.image_size, info.image_size, 3))])

@@ -19,7 +19,7 @@ from hmtl_dist.services import mlflow as service
 from hmtl_dist.services.process import stop
 from hmtl_dist.tracking import delivery
 from hmtl_dist.tracking.config import TrackingConfig, resolve
-from hmtl_dist.tracking.jsonl import JOURNAL
+from hmtl_dist.tracking.jsonl import JOURNAL, Journal
 from hmtl_dist.tracking.mlflow import create_run, deliver_rest, finish_run, open_tracker, run_url
 from tests.servers import await_server
 
@@ -35,6 +35,7 @@ def config(mlflow_server: str, request: pytest.FixtureRequest) -> TrackingConfig
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # the machine may be busy, and no server here just hangs
     monkeypatch.setattr(delivery, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(delivery, "LONGEST_PAUSE_SECONDS", 0.2)
@@ -270,7 +271,7 @@ class OwnServer:
 def test_a_server_that_goes_away_and_comes_back_gets_everything_once_and_in_order(
     own_server: OwnServer, tmp_path: Path
 ) -> None:
-    config = started(TrackingConfig(uri=own_server.url, system_metrics=False, timeout_seconds=2))
+    config = started(TrackingConfig(uri=own_server.url, system_metrics=False))
     tracker = open_tracker(config, tmp_path / "scratch")
     tracker.metrics({"loss": 1.0}, 1)
     until(lambda: steps_of(config, "loss") == [1])
@@ -293,7 +294,7 @@ def test_a_server_that_stays_away_delays_the_end_by_seconds_and_gets_the_rest_la
     config: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = started(config)
-    away = config.model_copy(update={"uri": NOBODY, "timeout_seconds": 1.0})
+    away = config.model_copy(update={"uri": NOBODY})
     tracker = open_tracker(away, tmp_path)
     tracker.metrics({"loss": 1.0}, 1)
     begin = time.perf_counter()
@@ -313,10 +314,32 @@ def test_a_run_that_was_cut_off_is_failed_once_its_rest_is_delivered(config: Tra
     assert status_of(config) == "FAILED"
 
 
+def test_a_journal_of_a_run_without_mlflow_is_not_delivered_to_nowhere(config: TrackingConfig, tmp_path: Path) -> None:
+    Journal(tmp_path).close("FINISHED")
+    with pytest.raises(UserError, match=r"give the run it belongs to by tracking\.run_id"):
+        deliver_rest(config, tmp_path)
+
+
+def test_a_journal_of_a_run_without_mlflow_is_delivered_to_the_run_that_is_named(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path)
+    journal.metrics({"loss": 1.0}, 1)
+    journal.close("FINISHED")
+    config = started(config)
+    left = deliver_rest(config, tmp_path)
+    assert (left, steps_of(config, "loss"), status_of(config)) == (0, [1], "FINISHED")
+
+
+def test_a_folder_without_a_journal_is_refused_in_one_line(config: TrackingConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no journal here"):
+        deliver_rest(config, tmp_path)
+
+
 def test_without_a_server_a_run_starts_in_bounded_time_and_writes_its_journal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = TrackingConfig(uri=NOBODY, timeout_seconds=1.0)
+    config = TrackingConfig(uri=NOBODY)
     begin = time.perf_counter()
     with caplog.at_level(logging.WARNING):
         config = resolve(config, create_run(config, name="run"))
@@ -330,7 +353,7 @@ def test_without_a_server_a_run_starts_in_bounded_time_and_writes_its_journal(
 
 
 def test_without_a_required_server_a_run_is_refused_in_one_line() -> None:
-    config = TrackingConfig(uri=NOBODY, timeout_seconds=1.0, required=True)
+    config = TrackingConfig(uri=NOBODY, required=True)
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer .* tracking\.required=false"):
         create_run(config, name="run")
 
