@@ -108,7 +108,7 @@ def import_timm() -> ModuleType:
     """Import timm, also where torchvision's compiled operators do not fit the installed torch.
 
     A torchvision built for CUDA beside a CPU build of torch cannot load its extension, and then fails on import with
-    "operator torchvision::nms does not exist" (https://github.com/pytorch/vision/issues/8985 and others) while it
+    "operator torchvision::nms does not exist" (https://github.com/pytorch/vision/issues/9085) while it
     registers shapes for two detection operators. Nothing here detects boxes, so declaring the two is enough.
     """
     if not _schemas and "torchvision" not in sys.modules and not _torchvision_loads():
