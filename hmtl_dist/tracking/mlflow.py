@@ -33,6 +33,9 @@ KEY_LENGTH = 250
 DIGEST_LENGTH = 36
 """MLflow's limits. A longer value is cut; the whole one is in the journal."""
 
+OWN_PARAMS = frozenset({"tracking.run_id", "tracking.uri"})
+"""Where the run is recorded: no fact about it, and set by the driver between its parameters and rank 0's."""
+
 PACKAGES = (
     *("mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "pydantic"),
     *("safetensors", "simplejpeg", "timm", "torch", "torchvision"),
@@ -431,7 +434,7 @@ def _log_params(
     from mlflow.entities import Param, RunTag
 
     known = known if known is not None else {}
-    short = {name[:KEY_LENGTH]: _shorten(value) for name, value in values.items()}
+    short = {name[:KEY_LENGTH]: _shorten(value) for name, value in values.items() if name not in OWN_PARAMS}
     new = [Param(name, value) for name, value in short.items() if name not in known]
     changed = [RunTag(f"changed.{n}"[:KEY_LENGTH], v) for n, v in short.items() if n in known and known[n] != v]
     for begin in range(0, max(len(new), len(changed)), PARAMS_A_REQUEST):
