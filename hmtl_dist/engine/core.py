@@ -3,11 +3,13 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from hmtl_dist.engine.base import EngineState
@@ -58,6 +60,7 @@ class EngineCore(ABC):
         self._average = WeightAverage(self.module, config.ema_decay) if config.ema_decay else None
         if self._average is not None and self._channels_last:
             to_channels_last(self._average.module)
+        self._parallel: DistributedDataParallel | None = None
         self.optimizer: Optimizer = build_optimizer(self.module, optim)
 
     def _start(self) -> None:
@@ -86,7 +89,10 @@ class EngineCore(ABC):
         if self._channels_last:
             views = {name: view.contiguous(memory_format=torch.channels_last) for name, view in views.items()}
         self._buffers_agree = False
-        outputs = self._forward(views)
+        # DDP decides in the forward pass whether the backward pass after it will communicate
+        sync = nullcontext() if self._parallel is None or self._closes_accumulation else self._parallel.no_sync()
+        with sync:
+            outputs = self._forward(views)
         return {task: {view: output.float() for view, output in heads.items()} for task, heads in outputs.items()}
 
     def backward(self, loss: Tensor) -> None:
@@ -209,6 +215,16 @@ def _prepared(module: nn.Module, config: EngineConfig, device: torch.device) -> 
             convert = cast("Callable[[nn.Module], nn.Module]", import_timm().layers.convert_sync_batchnorm)
             module = convert(module)
     return module
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Wrap a module so that its ranks average their gradients while the backward pass still runs; collective."""
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        forward_sync_buffers=False,  # done at evaluations and checkpoints, where the statistics are used
+        gradient_as_bucket_view=True,
+    )
 
 
 def to_channels_last(module: nn.Module) -> None:

@@ -20,6 +20,7 @@ from hmtl_dist.engine.core import (
     Outputs,
     by_parameter,
     cpu_copy,
+    data_parallel,
     like_parameter,
     load_replicated_state,
     replicated_state,
@@ -43,6 +44,8 @@ class _FlatGroup:
 
 class DeepSpeedEngine(EngineCore):
     """An `hmtl_dist.engine.base.Engine` over `deepspeed.initialize` with our own torch optimizer.
+
+    At ZeRO 0 the gradients are exchanged by torch's own reducer, as in the plain engine; from ZeRO 1 on by DeepSpeed.
 
     It joins the process group it finds. A single process without one gets a group of one, released by `close`.
     """
@@ -73,14 +76,17 @@ class DeepSpeedEngine(EngineCore):
             )
         if self._channels_last:
             to_channels_last(self.module)  # after initialize, which cannot broadcast such weights
-        if config.zero_stage == 0 and world_size() == 1:
-            self._deepspeed.enable_backward_allreduce = False  # it would copy every gradient there and back
         if config.compile:
             self._deepspeed.compile()
+        if config.zero_stage == 0:
+            # its own exchange copies every gradient there and back when the backward pass is over: 4 % of a step
+            self._deepspeed.enable_backward_allreduce = False
+            if world_size() > 1:
+                self._parallel = data_parallel(self._deepspeed, device)
         self._start()
 
     def _forward(self, views: Mapping[str, Tensor]) -> Outputs:
-        return cast("Outputs", self._deepspeed(views))
+        return cast("Outputs", (self._parallel or self._deepspeed)(views))
 
     def _backward(self, loss: Tensor) -> None:
         self._deepspeed.backward(loss)

@@ -1,17 +1,16 @@
 """The reference engine: PyTorch alone, with DistributedDataParallel where there are several ranks."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from hmtl_dist.engine.core import (
     EngineCore,
     Outputs,
+    data_parallel,
     load_replicated_state,
     replicated_state,
     to_channels_last,
@@ -38,23 +37,14 @@ class PlainEngine(EngineCore):
             to_channels_last(self.module)
         if config.compile:
             self.module.compile()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
-        self._parallel: DistributedDataParallel | None = None
         if world_size() > 1:
-            self._parallel = DistributedDataParallel(
-                self.module,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                forward_sync_buffers=False,  # done at evaluations and checkpoints, where the statistics are used
-                gradient_as_bucket_view=True,
-            )
+            self._parallel = data_parallel(self.module, device)
         self._start()
 
     def _forward(self, views: Mapping[str, Tensor]) -> Outputs:
         module = self._parallel or self.module
-        # DDP decides in the forward pass whether the backward pass after it will communicate
-        waits = self._parallel is not None and not self._closes_accumulation
-        sync = cast("DistributedDataParallel", self._parallel).no_sync() if waits else nullcontext()
         autocast = self.config.precision == "bf16"
-        with sync, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
             return cast("Outputs", module(views))
 
     def _backward(self, loss: Tensor) -> None:
