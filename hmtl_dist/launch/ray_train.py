@@ -10,12 +10,14 @@ Ray hands down the driver's environment. Nothing secret is put into a runtime en
 import math
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, cast
@@ -30,6 +32,8 @@ from hmtl_dist.train.base import Outcome, Place, Progress
 
 _LOOK_SECONDS = 0.2
 """How often the driver looks for progress and for a stop request."""
+_ANSWER_SECONDS = 10.0
+"""How long a cluster may take to answer at all."""
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing large goes through Ray's object store: little more than the least it accepts."""
 
@@ -108,11 +112,11 @@ def run_ray(config: RunConfig, show: Callable[[Progress], None], train: TrainRan
         UserError: A worker met something the user can mend, or the cluster is missing or closed.
         TrainingError: Anything else broke; the message is one line, the traceback is in this process's output.
     """
-    with _ray(config.launch) as scratch, StopRequest() as stop:
+    with _ray(config.launch) as cluster, StopRequest() as stop:
         import ray
 
         relay: Any = cast("Any", ray.remote(num_cpus=0)(Relay)).remote()
-        fit = _in_thread(_trainer(config, train, relay, scratch).fit)
+        fit = _in_thread(_trainer(config, train, relay, cluster).fit)
         asked = False
         while not _done(fit):
             _show_new(relay, show)
@@ -126,26 +130,34 @@ def run_ray(config: RunConfig, show: Callable[[Progress], None], train: TrainRan
 # --- the cluster -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Cluster:
+    own: bool
+    """Whether it starts and ends with the run."""
+    scratch: Path
+    """Folder of the driver's machine for what Ray Train writes."""
+
+
 @contextmanager
-def _ray(launch: LaunchConfig) -> Generator[Path]:
-    """Be connected to Ray; yields a folder of the driver's machine for what Ray Train writes."""
+def _ray(launch: LaunchConfig) -> Generator[_Cluster]:
+    """Be connected to Ray."""
     address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
     _set_variables(own=address == "local")
     import ray
 
     if ray.is_initialized():  # whoever connected, a search for example, also disconnects
-        with tempfile.TemporaryDirectory(prefix="hmtl-") as scratch:
-            yield Path(scratch)
+        with tempfile.TemporaryDirectory(prefix="hmtl-ray-") as scratch:
+            yield _Cluster(own=False, scratch=Path(scratch))
         return
     # not under TMPDIR: Ray's sockets live in this folder, and the path of a socket may have 107 characters at most
-    scratch = Path(tempfile.mkdtemp(prefix="hmtl-", dir="/tmp"))
+    scratch = Path(tempfile.mkdtemp(prefix="hmtl-ray-", dir="/tmp"))
     keep = False
     try:
         if address == "local":
             _start(launch, scratch)
         else:
             _join(launch, address)
-        yield scratch
+        yield _Cluster(own=address == "local", scratch=scratch)
     except Exception as error:
         keep = not isinstance(error, UserError)
         raise
@@ -198,13 +210,16 @@ def _join(launch: LaunchConfig, address: str) -> None:
     import ray
 
     try:
+        host, _, port = address.rpartition(":")
+        if host:  # Ray itself would go on asking for more than five minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
         ray.init(address=address)
     except ray.exceptions.AuthenticationError as error:
         raise UserError(
             f"Ray cluster '{address}' wants another token than this one; "
             "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of the cluster's token"
         ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster answers at '{address}' ({one_line(error)}); give launch.address=HOST:PORT of its head, "
             "or unset launch.address and RAY_ADDRESS to train on this machine"
@@ -234,15 +249,15 @@ def _check_gpus(launch: LaunchConfig) -> None:
 # --- the workers -------------------------------------------------------------------------------------------------
 
 
-def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, scratch: Path) -> Any:
+def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: _Cluster) -> Any:
     import ray.train
     import ray.train.torch
 
     launch = config.launch
-    unused = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if cluster.own else set[str]())
 
     class Trainer(ray.train.torch.TorchTrainer):
-        """Without the actors for Ray Data and for clusters that outlive a run: 4 s of start-up on two cores."""
+        """Without an actor for Ray Data and, in an own Ray, one for clusters that outlive a run: 2 s less each."""
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks: list[Any] = super()._create_default_callbacks()
@@ -261,7 +276,7 @@ def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, scratch: Pa
         run_config=ray.train.RunConfig(
             name=config.name,
             # our checkpoints are elsewhere; this holds what Ray Train's controller, on this machine, writes of its own
-            storage_path=str(scratch / "train"),
+            storage_path=str(cluster.scratch / "train"),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )

@@ -11,5 +11,5 @@ from hmtl_dist.launch.failure import one_line
         (MemoryError(), "MemoryError"),
     ],
 )
-def test_an_error_is_told_in_one_line(error: Exception, line: str):
+def test_an_error_is_told_in_one_line(error: Exception, line: str) -> None:
     assert one_line(error) == line

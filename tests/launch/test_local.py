@@ -22,7 +22,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_one_rank_trains_in_this_process(hmtl_home: Path):
+def test_one_rank_trains_in_this_process(hmtl_home: Path) -> None:
     shown: list[Progress] = []
     places: list[Place] = []
 
@@ -51,7 +51,7 @@ def test_more_workers_than_this_process_are_refused() -> None:
         run_local(config(num_workers=2), lambda progress: None, toy.sum_of_ranks)
 
 
-def test_another_number_of_workers_than_torchrun_started_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_another_number_of_workers_than_torchrun_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match=r"2 given, but torchrun started 4"):
         run_local(config(num_workers=2), lambda progress: None, toy.sum_of_ranks)

@@ -7,28 +7,28 @@ from hmtl_dist.launch.place import num_threads, run_folder, scratch_folder, torc
 from tests.launch.drive import config
 
 
-def test_runs_lie_in_the_home_folder_by_default(hmtl_home: Path):
+def test_runs_lie_in_the_home_folder_by_default(hmtl_home: Path) -> None:
     assert run_folder(config()) == f"{hmtl_home}/runs/toy"
 
 
 @pytest.mark.parametrize("storage", ["s3://bucket/some/prefix", "s3://bucket/some/prefix/"])
-def test_runs_lie_in_the_given_bucket(storage: str):
+def test_runs_lie_in_the_given_bucket(storage: str) -> None:
     assert run_folder(config(storage=storage)) == "s3://bucket/some/prefix/toy"
 
 
-def test_a_relative_folder_becomes_absolute_for_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_relative_folder_becomes_absolute_for_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_folder(config(storage="runs")) == f"{tmp_path}/runs/toy"
 
 
-def test_each_rank_has_a_scratch_folder_that_stays(hmtl_home: Path):
+def test_each_rank_has_a_scratch_folder_that_stays(hmtl_home: Path) -> None:
     (scratch_folder(config(), 1) / "journal").touch()
     assert scratch_folder(config(), 0) != scratch_folder(config(), 1)
     assert (scratch_folder(config(), 1) / "journal").exists()
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1, 1), (2.5, 2)])
-def test_a_rank_computes_with_as_many_threads_as_it_has_whole_cores(cpus: float, threads: int):
+def test_a_rank_computes_with_as_many_threads_as_it_has_whole_cores(cpus: float, threads: int) -> None:
     assert num_threads(config(cpus_per_worker=cpus).launch) == threads
 
 

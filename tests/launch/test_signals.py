@@ -7,7 +7,7 @@ from hmtl_dist.launch.signals import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_only_asks(number: signal.Signals):
+def test_the_first_signal_only_asks(number: signal.Signals) -> None:
     with StopRequest() as stop:
         assert not stop.requested
         signal.raise_signal(number)

@@ -1,0 +1,130 @@
+"""Real Ray, in a process of the test's own: it takes over signals and the environment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+Drive = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def drive(tmp_path: Path) -> Generator[Drive]:
+    """Starts `tests.launch.drive` in a process group of its own, as a terminal would."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.launch.drive", *arguments],
+            env=os.environ | {"HMTL_HOME": str(tmp_path / "home")} | environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def ends(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
+    """What the process says until it is over; Ray's own lines have no brace in front."""
+    output, _ = process.communicate(timeout=280)
+    return [json.loads(text) for text in output.splitlines() if text.startswith("{")]
+
+
+def processes_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Ray's servers and workers under a driver; the workers come and go."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def first_progress(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    for text in process.stdout:
+        if text.startswith('{"progress"'):
+            return
+    pytest.fail("it ended before any progress")
+
+
+def gone(processes: list[psutil.Process], timeout: float = 30) -> bool:
+    return not psutil.wait_procs(processes, timeout=timeout)[1]
+
+
+def test_ranks_find_each_other_and_report_to_the_driver(drive: Drive, tmp_path: Path) -> None:
+    said = ends(drive("ray", "sum_of_ranks"))
+
+    assert [line["progress"] for line in said[:-1]] == [1, 2, 3]
+    assert said[-1]["outcome"]["metrics"] == {"sum": 3.0, "seed": 5.0}
+    scratch = tmp_path / "home" / "runs" / "toy"
+    assert [(scratch / f"rank-{rank}" / "threads").read_text() for rank in (0, 1)] == ["1", "1"]
+
+
+def test_ctrl_c_reaches_the_workers_and_leaves_nothing_behind(drive: Drive) -> None:
+    process = drive("ray", "until_stopped")
+    first_progress(process)
+    processes = processes_of(process)
+    os.killpg(process.pid, signal.SIGINT)
+
+    assert ends(process)[-1]["outcome"]["status"] == "STOPPED"
+    assert gone(processes)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait(drive: Drive) -> None:
+    process = drive("ray", "never_stops")
+    first_progress(process)
+    processes = processes_of(process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+
+    ends(process)
+    assert process.returncode != 0
+    assert gone(processes)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_takes_its_ray_along(drive: Drive) -> None:
+    process = drive("ray", "never_stops")
+    first_progress(process)
+    processes = processes_of(process)
+    process.kill()
+
+    assert gone(processes, timeout=120)  # Ray's agents give up after a minute
+
+
+@pytest.mark.slow
+def test_what_breaks_in_a_worker_is_one_line_for_the_driver(drive: Drive) -> None:
+    said = ends(drive("shared", "user_mistake", "bug", "dies"))
+
+    assert [(line["error"], line["message"]) for line in said] == [
+        ("UserError", "data.url: nothing there; build it first"),
+        ("TrainingError", "rank 1: ZeroDivisionError: by zero"),
+        ("TrainingError", "rank 1: its process died (it crashed or was killed, for memory perhaps)"),
+    ]
+
+
+@pytest.mark.slow
+def test_workers_of_an_own_ray_have_the_environment_and_folder_of_the_driver(drive: Drive, tmp_path: Path) -> None:
+    ends(drive("ray", "environment", AWS_ACCESS_KEY_ID="some-key"))
+
+    found = (tmp_path / "home" / "runs" / "toy" / "rank-1" / "environment").read_text()
+    assert found == f"{Path.cwd()}\nsome-key"
+
+
+def test_a_cluster_that_is_not_there_is_told_in_one_line(drive: Drive) -> None:
+    said = ends(drive("ray", "sum_of_ranks", RAY_ADDRESS="127.0.0.1:1"))
+
+    assert said[0]["error"] == "UserError"
+    assert said[0]["message"].startswith("no Ray cluster answers at '127.0.0.1:1'")
+    assert "\n" not in said[0]["message"]
