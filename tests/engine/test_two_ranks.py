@@ -49,12 +49,13 @@ def test_under_bf16_autocast_too(figures: Figures, name: str) -> None:
 
 
 def test_clipping_at_zero_0_is_bit_identical(figures: Figures) -> None:
+    assert figures["clipping moved"] > 0
     assert figures["clipped zero0"] == 0
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2"])
 def test_clipping_with_sharded_gradients_differs_by_rounding_alone(figures: Figures, name: str) -> None:
-    assert figures[f"clipped {name}"] < 1e-2
+    assert figures[f"clipped {name}"] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["plain", "zero1"])

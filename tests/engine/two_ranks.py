@@ -56,7 +56,7 @@ def _run(
 
 def _engines_agree(rank: int) -> dict[str, float]:
     figures: dict[str, float] = {}
-    for setting, change in (("", {}), ("clipped ", {"clip_grad_norm": 0.5}), ("bf16 ", {"precision": "bf16"})):
+    for setting, change in (("", {}), ("clipped ", {"clip_grad_norm": 0.01}), ("bf16 ", {"precision": "bf16"})):
         net = SmallNet if change else TimmNet
         states = {name: _run(config.model_copy(update=change), rank, net=net) for name, config in KINDS.items()}
         if not change:
@@ -64,6 +64,8 @@ def _engines_agree(rank: int) -> dict[str, float]:
                 figures[f"again {name}"] = difference(states[name], _run(KINDS[name], rank))
         for name, state in states.items():
             figures[f"{setting}{name}"] = difference(states["plain"], state)
+        if setting == "clipped ":
+            figures["clipping moved"] = difference(states["plain"], _run(KINDS["plain"], rank, net=net))
     defaults = OptimConfig()
     figures["defaults zero0"] = difference(
         _run(EngineConfig(kind="plain"), rank, defaults), _run(EngineConfig(), rank, defaults)
