@@ -54,10 +54,7 @@ class Engine(Protocol):
         ...
 
     def evaluation_module(self) -> nn.Module:
-        """Return the module to evaluate: the EMA weights where EMA is on, else the current ones; in evaluation mode.
-
-        Collective after a training step, since BatchNorm's running statistics become those of rank 0.
-        """
+        """Return the module to evaluate: the EMA weights where EMA is on, else the current ones; in evaluation mode."""
         ...
 
     def state(self) -> EngineState:

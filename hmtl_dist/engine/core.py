@@ -21,6 +21,7 @@ from hmtl_dist.engine.optim import (
     check_optimizer_fits,
     learning_rate_at,
 )
+from hmtl_dist.engine.statistics import RunningStatistics
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import import_timm
 
@@ -61,6 +62,7 @@ class EngineCore(ABC):
         if self._average is not None and self._channels_last:
             to_channels_last(self._average.module)
         self._parallel: DistributedDataParallel | None = None
+        self._statistics = RunningStatistics(self.module)
         self.optimizer: Optimizer = build_optimizer(self.module, optim)
 
     def _start(self) -> None:
@@ -69,7 +71,6 @@ class EngineCore(ABC):
         if self._average is not None:
             self._average.reset(self.module)
         self.module.train()
-        self._buffers_agree = True
 
     @property
     def learning_rate(self) -> float:
@@ -88,7 +89,6 @@ class EngineCore(ABC):
             self.module.train()
         if self._channels_last:
             views = {name: view.contiguous(memory_format=torch.channels_last) for name, view in views.items()}
-        self._buffers_agree = False
         # DDP decides in the forward pass whether the backward pass after it will communicate
         sync = nullcontext() if self._parallel is None or self._closes_accumulation else self._parallel.no_sync()
         with sync:
@@ -110,17 +110,13 @@ class EngineCore(ABC):
         self.micro_step += 1
         if closes:
             self.global_step += 1
+            self._statistics.average()
             if self._average is not None:
                 self._average.update(self.module, self.global_step)
         return closes
 
     def evaluation_module(self) -> nn.Module:
-        """Return the module to evaluate, in evaluation mode: the EMA weights where EMA is on, else the current ones.
-
-        Collective after a training step: BatchNorm's running statistics are those of rank 0 in every evaluation and
-        checkpoint. They play no part in training, so a run's weights do not depend on when it evaluates.
-        """
-        self._agree_on_buffers()
+        """Return the module to evaluate, in evaluation mode: the EMA weights where EMA is on, else the current ones."""
         return (self.module if self._average is None else self._average.module).eval()
 
     def state(self) -> EngineState:
@@ -131,7 +127,6 @@ class EngineCore(ABC):
         """
         if self.micro_step % self.config.accumulation_steps:
             raise RuntimeError("the state has no place for half-accumulated gradients; take it after a step")
-        self._agree_on_buffers()
         return EngineState(
             model=_snapshot(self.module),
             optimizer=self._optimizer_state(),
@@ -160,19 +155,11 @@ class EngineCore(ABC):
         for group in self.optimizer.param_groups:
             if "lookahead_step" in group:  # timm's Lookahead counts in its groups, not in its state
                 group["lookahead_step"] = self.global_step
-        self._buffers_agree = True
         self._after_load()
 
     def close(self) -> None:
         """Release what the engine holds outside itself; the module stays usable."""
         return
-
-    def _agree_on_buffers(self) -> None:
-        if not self._buffers_agree:
-            broadcast_buffers(self.module)
-            if self._average is not None:
-                broadcast_buffers(self._average.module)
-            self._buffers_agree = True
 
     @abstractmethod
     def _forward(self, views: Mapping[str, Tensor]) -> Outputs: ...
@@ -222,7 +209,7 @@ def data_parallel(module: nn.Module, device: torch.device) -> DistributedDataPar
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        forward_sync_buffers=False,  # done at evaluations and checkpoints, where the statistics are used
+        forward_sync_buffers=False,  # the running statistics are averaged after every step instead
         gradient_as_bucket_view=True,
     )
 

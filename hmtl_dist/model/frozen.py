@@ -13,7 +13,7 @@ from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import Backbone
 from hmtl_dist.model.hmtl import ModelConfig
-from hmtl_dist.tasks.base import Ranks, TaskConfig
+from hmtl_dist.tasks.base import TaskConfig
 from hmtl_dist.tasks.inpainting import InpaintingConfig
 
 EMA = "ema"
@@ -27,16 +27,14 @@ class FrozenNet(nn.Module):
     Args:
         backbone: The network; frozen here, and cut behind the deepest of the layers.
         layers: Feature maps to compare, 0 the finest.
-        ranks: The process group.
         momentum: Share of the old average that `after_step` keeps, for a network that follows a model.
     """
 
-    def __init__(self, backbone: Backbone, layers: Sequence[int], ranks: Ranks, momentum: float | None = None) -> None:
+    def __init__(self, backbone: Backbone, layers: Sequence[int], momentum: float | None = None) -> None:
         super().__init__()
         backbone.keep_maps(max(layers))
         self.backbone = backbone.eval().requires_grad_(requires_grad=False)
         self._layers = tuple(layers)
-        self._ranks = ranks
         self._momentum = momentum
         self._average: Average | None = None
 
@@ -50,10 +48,10 @@ class FrozenNet(nn.Module):
         Call it when both are on their device.
         """
         if self._momentum is not None:
-            self._average = Average(self.backbone, model, self._momentum, self._ranks)
+            self._average = Average(self.backbone, model, self._momentum)
 
     def after_step(self) -> None:
-        """Move a little towards the model, after an optimizer step; collective; nothing for a fixed network."""
+        """Move a little towards the model, after an optimizer step; nothing for a fixed network."""
         if self._average is not None:
             self._average.move()
 
@@ -75,38 +73,27 @@ class FrozenNet(nn.Module):
 class Average:
     """An exponential moving average of those tensors of a model that a part of it has too, by name.
 
-    Parameters are the same on every rank. The statistics of batch normalisation are not: their mean over ranks is
-    taken, so that every rank holds the same average.
+    The model's own are equal on every rank after an optimizer step, so the average is too.
     """
 
-    def __init__(self, own: nn.Module, model: nn.Module, momentum: float, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, own: nn.Module, model: nn.Module, momentum: float) -> None:
         self._move: Callable[[list[Tensor], list[Tensor], int], None] = get_ema_multi_avg_fn(momentum)
-        sources = dict(model.named_parameters())
-        self._parameters = [(tensor, sources[name]) for name, tensor in own.named_parameters()]
-        sources = dict(model.named_buffers())
-        floats = [(name, tensor) for name, tensor in own.named_buffers() if tensor.is_floating_point()]
-        self._statistics = [(tensor, sources[name]) for name, tensor in floats]
+        sources = dict(model.named_parameters()) | dict(model.named_buffers())
+        averages = dict(own.named_parameters()) | dict(own.named_buffers())
+        names = [name for name, tensor in averages.items() if tensor.is_floating_point()]
+        self._averages = [averages[name] for name in names]
+        self._sources = [sources[name] for name in names]
         with torch.no_grad():
-            for average, source in self._parameters + self._statistics:
+            for average, source in zip(self._averages, self._sources, strict=True):
                 average.copy_(source)
 
     def move(self) -> None:
         """Keep `momentum` of the average and take the rest from the model."""
-        averages, sources = map(list, zip(*self._parameters, strict=True))
-        self._move(averages, sources, 0)
-        if not self._statistics:
-            return
-        averages, sources = map(list, zip(*self._statistics, strict=True))
-        if self._ranks.world_size > 1:
-            flat = torch.cat([source.detach().flatten() for source in sources])
-            mean = self._ranks.all_reduce_sum(flat) / self._ranks.world_size
-            parts = torch.split_with_sizes(mean, [source.numel() for source in sources])
-            sources = [part.view_as(source) for part, source in zip(parts, sources, strict=True)]
-        self._move(averages, sources, 0)
+        with torch.no_grad():
+            self._move(self._averages, self._sources, 0)
 
 
-def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig, ranks: Ranks) -> dict[str, FrozenNet]:
+def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig) -> dict[str, FrozenNet]:
     """Build the frozen network of each in-painting task that wants one, by task name.
 
     Hand them to `build_tasks`, move them to the device, and let them `follow` the model's backbone once it is built.
@@ -117,11 +104,11 @@ def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig, ranks: Ran
     nets: dict[str, FrozenNet] = {}
     for name, config in tasks.items():
         if isinstance(config, InpaintingConfig) and config.perceptual_weight > 0:
-            nets[name] = _build(f"tasks.{name}", config, model, ranks)
+            nets[name] = _build(f"tasks.{name}", config, model)
     return nets
 
 
-def _build(path: str, config: InpaintingConfig, model: ModelConfig, ranks: Ranks) -> FrozenNet:
+def _build(path: str, config: InpaintingConfig, model: ModelConfig) -> FrozenNet:
     ours = config.frozen == EMA or is_checkpoint(config.frozen)
     if ours:
         backbone = Backbone(model.backbone, options=model.options)
@@ -137,10 +124,10 @@ def _build(path: str, config: InpaintingConfig, model: ModelConfig, ranks: Ranks
             f"{len(backbone.scales) - 1}"
         )
     if config.frozen == EMA:
-        return FrozenNet(backbone, config.layers, ranks, config.momentum)
+        return FrozenNet(backbone, config.layers, config.momentum)
     if ours:
         load_checkpoint(backbone, config.frozen, path=f"{path}.frozen", name=model.backbone)
-    return FrozenNet(backbone, config.layers, ranks)
+    return FrozenNet(backbone, config.layers)
 
 
 def is_checkpoint(frozen: str) -> bool:

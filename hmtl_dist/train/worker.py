@@ -1,6 +1,7 @@
 """Builds everything one rank trains with, from the configuration, and runs the loop."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -52,6 +53,12 @@ def train_rank(config: RunConfig, place: Place, listener: Listener) -> Outcome:
         UserError: What the configuration names cannot be used: data, labels, model, checkpoint.
     """
     trainee = Trainee(config, place)
+    with closing(trainee.engine):
+        return _train(trainee, listener)
+
+
+def _train(trainee: "Trainee", listener: Listener) -> Outcome:
+    config, place = trainee.config, trainee.place
     restored = trainee.saver.restore()
     tracker = SilentTracker() if place.rank else trainee.open_journal()
     status: RunStatus = "FAILED"
@@ -81,6 +88,7 @@ def train_rank(config: RunConfig, place: Place, listener: Listener) -> Outcome:
         status = "KILLED"
         raise
     finally:
+        trainee.engine.close()
         tracker.close(status)
     return outcome
 
@@ -191,7 +199,7 @@ class Parts:
 def build_parts(config: RunConfig, header: IndexHeader, ranks: Ranks) -> Parts:
     """Build tasks and model; the seed decides how the model is initialised, the same on every rank."""
     seed_torch(config.seed)
-    frozen = build_frozen(config.tasks, config.model, ranks)
+    frozen = build_frozen(config.tasks, config.model)
     tasks = build_tasks(config.tasks, header.fields, header.label_counts, frozen, config.data.image_size)
     objective = Objective(tasks, config.weighting, ranks, config.augment)
     return Parts(objective, HMTLModel(config.model, objective.heads(), objective.wiring, objective.log_vars), frozen)

@@ -8,7 +8,7 @@ from torch import Tensor
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.frozen import FrozenNet, build_frozen
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
-from hmtl_dist.tasks.base import LinearHead, SingleRank
+from hmtl_dist.tasks.base import LinearHead
 from hmtl_dist.tasks.inpainting import InpaintingConfig
 from hmtl_dist.tasks.puzzling import PuzzlingConfig
 
@@ -20,7 +20,7 @@ def model() -> HMTLModel:
 
 
 def frozen(**options: str | float | tuple[int, ...]) -> FrozenNet:
-    return build_frozen({"paint": InpaintingConfig.model_validate(options)}, CONFIG, SingleRank())["paint"]
+    return build_frozen({"paint": InpaintingConfig.model_validate(options)}, CONFIG)["paint"]
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
 def test_only_in_painting_with_a_perceptual_part_needs_a_network() -> None:
     tasks = {"a": InpaintingConfig(perceptual_weight=0.0), "b": PuzzlingConfig(), "c": InpaintingConfig()}
 
-    assert list(build_frozen(tasks, CONFIG, SingleRank())) == ["c"]
+    assert list(build_frozen(tasks, CONFIG)) == ["c"]
 
 
 def test_the_average_starts_as_a_copy_of_the_encoder() -> None:

@@ -89,7 +89,7 @@ def share_of(inputs: Inputs, rank: int, world_size: int, epoch: int) -> Inputs:
 def gradient(tasks: dict[str, AnyTaskConfig], weighting: str, ranks: Ranks) -> tuple[float, dict[str, Tensor]]:
     """Total and gradient, averaged over ranks as engines do; for `dwa` in the third epoch, its first with a trend."""
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
-    frozen = build_frozen(tasks, MODEL, ranks)
+    frozen = build_frozen(tasks, MODEL)
     built = build_tasks(tasks, FIELDS, COUNTS, frozen, IMAGE_SIZE)
     objective = Objective(built, WeightingConfig.model_validate(weighting), ranks)
     model: nn.Module = HMTLModel(MODEL, objective.heads(), objective.wiring, objective.log_vars).double()
