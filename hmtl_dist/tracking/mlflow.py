@@ -80,11 +80,16 @@ def create_run(
 
 
 def finish_run(config: TrackingConfig, run_id: str | None, status: RunStatus) -> None:
-    """Set a run's final status from the driver, for a run whose rank 0 could not do so; never raises."""
+    """Set a run's final status from the driver, for a run whose rank 0 could not do so; never raises.
+
+    A run that has ended keeps its status: a start that was refused before its first step is none of its history.
+    """
     if run_id is None or not config.enabled:
         return
     try:
-        _client(config).set_terminated(run_id, status=status)
+        client = _client(config)
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, status=status)
     except Exception as error:  # noqa: BLE001 - the training is over, its record must not spoil its end
         logger.warning("MLflow: cannot set run %s to %s (%s)", run_id, status, first_line(error))
 
