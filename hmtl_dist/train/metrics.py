@@ -69,7 +69,8 @@ class RegressionMetrics:
         for column, (label, mean) in enumerate(self._means.items()):
             targets = labels[label]
             valid = (weight > 0) & ~targets.isnan()
-            mean.update((predictions_BR[:, column] - torch.nan_to_num(targets)).abs() * valid, valid.float())
+            # the valid ones alone: with nan_strategy="disable" torchmetrics 1.9 ignores weights
+            mean.update((predictions_BR[:, column] - targets).abs()[valid])
 
     def figures(self) -> dict[str, float]:
         """Return `mae_LABEL` for every label."""
