@@ -1,0 +1,90 @@
+"""What no section of the configuration can see alone."""
+
+from pathlib import Path
+
+import pytest
+
+from hmtl_dist.config.io import describe, list_shipped, load_tree
+from hmtl_dist.errors import UserError
+from hmtl_dist.run_config import RunConfig
+
+RECIPE = """
+data: {url: faces, batch_size: 32, lanes: 8}
+tasks:
+  expression: {type: classification}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def refused(recipe: str, *overrides: str) -> str:
+    with pytest.raises(UserError, match=r".+") as caught:
+        load_tree(RunConfig, recipe, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", list_shipped("recipes"))
+def test_shipped_recipe_is_valid_and_named_after_its_file(name: str) -> None:
+    assert load_tree(RunConfig, name).name == name
+
+
+def test_lanes_must_divide_the_batch(recipe: str) -> None:
+    message = refused(recipe, "data.batch_size=30")
+    assert message == "data.batch_size: 30 is not a multiple of data.lanes=8; use 24 or change data.lanes"
+
+
+def test_a_batch_smaller_than_the_lanes_is_told_the_least_one(recipe: str) -> None:
+    assert "use 8 or change data.lanes" in refused(recipe, "data.batch_size=4")
+
+
+def test_workers_must_divide_the_lanes(recipe: str) -> None:
+    message = refused(recipe, "launch.num_workers=3")
+    assert message == ("launch.num_workers: 3 does not divide data.lanes=8; use a divisor of 8 or change data.lanes")
+
+
+def test_accumulation_must_divide_the_share_of_a_worker(recipe: str) -> None:
+    message = refused(recipe, "launch.num_workers=4", "engine.accumulation_steps=3")
+    assert message.startswith("engine.accumulation_steps: 3 does not divide the 8 samples that a worker takes a step")
+
+
+def test_accumulation_over_the_whole_share_is_allowed(recipe: str) -> None:
+    tree = load_tree(RunConfig, recipe, ["launch.num_workers=4", "engine.accumulation_steps=8"])
+    assert tree.engine.accumulation_steps == 8
+
+
+def test_some_task_is_needed(recipe: str) -> None:
+    assert refused(recipe, "tasks.expression=null").startswith("tasks: no task given; name at least one")
+
+
+def test_a_task_may_not_take_the_name_of_the_weighting(recipe: str) -> None:
+    assert refused(recipe, "tasks.weighting.type=puzzling").startswith("tasks: a task may not be named 'weighting'")
+
+
+def test_a_run_is_named_by_a_file_name(recipe: str) -> None:
+    assert refused(recipe, "name=../escape").startswith("name: given '../escape', allowed text that matches")
+
+
+def test_launcher_may_be_named_alone(recipe: str) -> None:
+    assert load_tree(RunConfig, recipe, ["launch=local"]).launch.kind == "local"
+
+
+def test_settings_follow_the_launcher_named_alone(recipe: str) -> None:
+    launch = load_tree(RunConfig, recipe, ["launch=local", "launch.cpus_per_worker=2"]).launch
+    assert (launch.kind, launch.cpus_per_worker) == ("local", 2.0)
+
+
+def test_unknown_launcher_is_told_what_there_is(recipe: str) -> None:
+    message = refused(recipe, "launch=locl")
+    assert message.startswith("launch.kind: given 'locl', allowed ray, local")
+
+
+def test_resolved_tree_reads_back_as_itself(recipe: str, tmp_path: Path) -> None:
+    tree = load_tree(RunConfig, recipe, ["launch=local", "tasks.puzzling.type=puzzling"])
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(describe(tree))
+    assert load_tree(RunConfig, str(resolved)) == tree
