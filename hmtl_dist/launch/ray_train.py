@@ -209,20 +209,21 @@ def _worker_variables() -> list[str]:
 def _join(launch: LaunchConfig, address: str) -> None:
     import ray
 
-    try:
-        host, _, port = address.rpartition(":")
-        if host:  # Ray itself would go on asking for more than five minutes
+    host, _, port = address.rpartition(":")
+    if host:  # Ray itself would go on asking for more than five minutes
+        try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster answers at '{address}' ({one_line(error)}); give launch.address=HOST:PORT of its "
+                "head, or unset launch.address and RAY_ADDRESS to train on this machine"
+            ) from error
+    try:
         ray.init(address=address)
-    except ray.exceptions.AuthenticationError as error:
+    except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"Ray cluster '{address}' wants another token than this one; "
-            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of the cluster's token"
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster answers at '{address}' ({one_line(error)}); give launch.address=HOST:PORT of its head, "
-            "or unset launch.address and RAY_ADDRESS to train on this machine"
+            f"Ray cluster '{address}' cannot be joined ({one_line(error)}); if it asks for a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE; else check that it runs this version of Ray"
         ) from error
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     if nodes > 1 and launch.storage is None:
