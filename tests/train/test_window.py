@@ -70,7 +70,7 @@ def test_means_weigh_every_labelled_sample_alike(time: Time) -> None:
     window.add(losses(tasks, [1, -1, -1], [NAN, NAN, 0.0]))
     figures = window.read()
     assert figures.losses["size"] == pytest.approx((3 + 6 + 0) / 3)
-    assert figures.metrics == {"mood/accuracy": 3 / 4, "age/mae_size": 3.0}
+    assert figures.metrics == {"mood/accuracy": 3 / 4, "size/mae_size": 3.0}
 
 
 def test_the_total_is_the_mean_over_micro_batches(time: Time) -> None:
