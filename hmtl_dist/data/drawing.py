@@ -23,6 +23,8 @@ Points = NDArray[np.float64]
 _CIRCLE: Points = np.stack([np.cos(np.linspace(0, 2 * np.pi, 20)), np.sin(np.linspace(0, 2 * np.pi, 20))], axis=1)
 _ARC: Points = np.stack([np.cos(np.linspace(0, 2 * np.pi, 40)), np.sin(np.linspace(0, 2 * np.pi, 40))], axis=1)
 _ACROSS = np.linspace(-1, 1, 13)
+_TRAIL: Points = np.array([(0, 0), (0.8, 0.7), (1, 0.85), (0.6, 1), (-0.6, 1), (-1, 0.85), (-0.8, 0.7)])
+"""A drop that runs down from the origin."""
 
 
 class _Canvas:
@@ -64,6 +66,7 @@ def draw_face(face: Face, size: int, rng: np.random.Generator) -> Picture:
     canvas = _Canvas(face, size)
     _draw_behind(canvas, face)
     _draw_head(canvas, face)
+    _draw_complexion(canvas, face)
     _draw_mouth(canvas, face)
     _draw_nose(canvas, face)
     for side in (-1, 1):
@@ -72,6 +75,7 @@ def draw_face(face: Face, size: int, rng: np.random.Generator) -> Picture:
     _draw_hair(canvas, face)
     if face.identity.glasses:
         _draw_glasses(canvas, face)
+    _draw_drops(canvas, face)
     return _expose(canvas.picture, face, rng)
 
 
@@ -109,10 +113,10 @@ def _draw_head(canvas: _Canvas, face: Face) -> None:
     head = _outline(face)
     canvas.fill(head, person.skin, flat=True)
     if person.beard > 0:
-        share = 0.35 + 0.45 * person.beard
+        share = 0.9 * person.beard
         low = head[head[:, 1] > 0.01]
         inner = np.stack([_ACROSS * person.head_width * 0.82, 0.12 + 0.22 * (1 - _ACROSS**2)], axis=1)
-        canvas.fill(np.concatenate([low, inner]), person.skin * (1 - share) + person.hair * share)
+        canvas.fill(np.concatenate([low, inner]), person.skin * (1 - share) + person.hair * 0.55 * share)
     if person.age > 45:
         depth = 1 - 0.25 * min((person.age - 45) / 35, 1)
         for height in (-0.55, -0.46):
@@ -120,6 +124,34 @@ def _draw_head(canvas: _Canvas, face: Face) -> None:
         for side in (-1, 1):
             fold = np.array([(side * 0.2, 0.28), (side * 0.32, 0.4), (side * 0.36, 0.55)])
             canvas.line(fold, person.skin * depth, 0.025)
+
+
+def _draw_complexion(canvas: _Canvas, face: Face) -> None:
+    look, skin = face.look, face.identity.skin
+    cheeks = [(-0.45, 0.26), (0.45, 0.26)]
+    for colour, share in (((255, 80, 120), look.blush), ((225, 20, 10), look.flush), ((90, 170, 60), look.pallor)):
+        if share > 0:
+            paint = np.array(colour) * (0.4 + 0.6 * skin / 255)
+            tinged = skin + (paint - skin) * 0.65 * min(share, 1)
+            for cheek in cheeks:
+                canvas.fill(_CIRCLE * (0.21, 0.17) + cheek, tinged)
+    if look.flush > 0.2:
+        canvas.fill(_CIRCLE * (0.4, 0.14) + (0, -0.6), skin + ((200, 30, 20) - skin) * 0.5 * min(look.flush, 1))
+        for side in (-1, 1):
+            canvas.line(np.array([(side * 0.07, -0.5), (side * 0.05, -0.28)]), skin * 0.5, 0.04)
+
+
+def _draw_drops(canvas: _Canvas, face: Face) -> None:
+    look, water = face.look, np.array([150.0, 215, 255])
+    if look.tears > 0.2:
+        for side in (-1, 1):
+            middle, length = side * face.identity.eye_spacing, 0.5 * min(look.tears, 1)
+            canvas.fill(_TRAIL * (0.055, length) + (middle, 0.02), water)
+    if look.sweat > 0.2:
+        for across, down in ((-0.42, -0.66), (0.45, -0.6), (-0.58, -0.4), (0.6, -0.32)):
+            canvas.fill(
+                _TRAIL * (0.06, 0.2 * min(look.sweat, 1)) + (across * face.identity.head_width / 0.77, down), water
+            )
 
 
 def _draw_mouth(canvas: _Canvas, face: Face) -> None:
@@ -165,6 +197,9 @@ def _draw_eye(canvas: _Canvas, face: Face, side: int) -> None:
     person = face.identity
     centre = np.array([side * person.eye_spacing, -0.14])
     height = person.eye_size * max(0.62 * (1 + face.look.eye_open), 0.12)
+    if person.eye_shadow > 0:
+        shadow = person.skin * (1 - person.eye_shadow) + np.array([90, 60, 210]) * person.eye_shadow
+        canvas.fill(_CIRCLE * (person.eye_size * 1.25, height + 0.12) + centre - (0, 0.07), shadow)
     canvas.fill(_CIRCLE * (person.eye_size, height) + centre, np.array([245.0, 244, 240]))
     iris = min(person.eye_size * 0.58, height)
     canvas.fill(_CIRCLE * (person.eye_size * 0.58, iris) + centre, person.iris)

@@ -33,17 +33,64 @@ class Look:
     """Lift of one corner of the mouth and one brow only, 0 to 1."""
     nose_wrinkle: float = 0.0
     """Wrinkles beside the nose and a raised upper lip, 0 to 1."""
+    blush: float = 0.0
+    """Pink of the cheeks, 0 to 1."""
+    flush: float = 0.0
+    """Red of the forehead and the cheeks, with furrows between the brows, 0 to 1."""
+    pallor: float = 0.0
+    """Green of the cheeks, 0 to 1."""
+    tears: float = 0.0
+    """Tears under the eyes, 0 to 1."""
+    sweat: float = 0.0
+    """Drops of sweat on the forehead, 0 to 1."""
 
 
 EXPRESSIONS = {
     "neutral": Look(),
-    "happy": Look(0.1, 0.1, -0.3, 1.0, 0.45, 0.8, 1.0),
-    "sad": Look(1.0, -0.7, -0.4, -1.0, 0.0, -0.3),
-    "surprise": Look(1.0, 1.0, 0.9, 0.0, 1.0, -0.8),
-    "fear": Look(0.9, 0.1, 0.8, -0.5, 0.45, 0.6, 0.5),
-    "disgust": Look(-0.5, -0.2, -0.7, -0.6, 0.3, -0.1, 0.3, 0.0, 1.0),
-    "anger": Look(-1.0, 0.5, 0.1, -0.5, 0.35, 0.2, 1.0),
-    "contempt": Look(0.0, 0.0, -0.35, 0.0, 0.0, 0.1, 0.0, 1.0),
+    "happy": Look(
+        brow_inner=0.1,
+        brow_outer=0.1,
+        eye_open=-0.3,
+        mouth_curve=1.0,
+        mouth_open=0.45,
+        mouth_width=0.8,
+        teeth=1.0,
+        blush=1.0,
+    ),
+    "sad": Look(brow_inner=1.0, brow_outer=-0.7, eye_open=-0.4, mouth_curve=-1.0, mouth_width=-0.3, tears=1.0),
+    "surprise": Look(brow_inner=1.0, brow_outer=1.0, eye_open=0.9, mouth_open=1.0, mouth_width=-0.8),
+    "fear": Look(
+        brow_inner=0.9,
+        brow_outer=0.1,
+        eye_open=0.8,
+        mouth_curve=-0.5,
+        mouth_open=0.45,
+        mouth_width=0.6,
+        teeth=0.5,
+        sweat=1.0,
+    ),
+    "disgust": Look(
+        brow_inner=-0.5,
+        brow_outer=-0.2,
+        eye_open=-0.7,
+        mouth_curve=-0.6,
+        mouth_open=0.3,
+        mouth_width=-0.1,
+        teeth=0.3,
+        nose_wrinkle=1.0,
+        pallor=1.0,
+    ),
+    "anger": Look(
+        brow_inner=-1.0,
+        brow_outer=0.5,
+        eye_open=0.1,
+        mouth_curve=-0.5,
+        mouth_open=0.35,
+        mouth_width=0.2,
+        teeth=1.0,
+        flush=1.0,
+    ),
+    "contempt": Look(eye_open=-0.35, mouth_width=0.1, one_sided=1.0),
 }
 """The eight expressions of AffectNet (Mollahosseini et al. 2017), in its order, by what tells them apart."""
 
@@ -77,6 +124,8 @@ class Identity:
     """Strength of the beard, 0 to 1."""
     lashes: float
     """Length of the lashes, 0 to 1."""
+    eye_shadow: float
+    """Strength of the paint on the lids, 0 to 1."""
     glasses: bool
 
 

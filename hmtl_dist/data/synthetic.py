@@ -109,7 +109,7 @@ def face_at(seed: int, index: int, identities: int) -> Face:
     number = index % identities
     rng = np.random.default_rng([seed, index, _SAMPLE])
     expression = list(EXPRESSIONS)[int(rng.integers(len(EXPRESSIONS)))]
-    yaw, pitch, roll = np.clip(rng.normal(0, (14, 8, 10)), (-40, -24, -35), (40, 24, 35)).tolist()
+    yaw, pitch, roll = np.clip(rng.normal(0, (13, 8, 11)), (-40, -24, -35), (40, 24, 35)).tolist()
     return Face(
         expression=expression,
         identity_number=number,
@@ -133,17 +133,17 @@ def _look(typical: Look, rng: np.random.Generator) -> Look:
 
 
 def _scene(rng: np.random.Generator) -> Scene:
-    centre_x, centre_y = (0.5 + rng.uniform(-0.07, 0.07, 2)).tolist()
+    centre_x, centre_y = (0.5 + rng.uniform(-0.12, 0.12, 2)).tolist()
     across, down = rng.uniform(-0.3, 0.3, 2).tolist()
     grid = rng.uniform(20, 235, 3) + rng.normal(0, 35, (int(rng.integers(2, 7)),) * 2 + (3,))
     return Scene(
         centre=(centre_x, centre_y),
-        scale=float(rng.uniform(0.34, 0.44)),
+        scale=float(rng.uniform(0.33, 0.43)),
         background=np.clip(grid, 0, 255).astype(np.float32),
         light=(float(rng.uniform(0.75, 1.2)), across, down),
-        tint=rng.uniform(0.9, 1.1, 3),
-        noise=float(rng.uniform(2, 8)),
-        blur=float(rng.choice([0.0, 0.0, 0.006, 0.01])),
+        tint=rng.uniform(0.8, 1.2, 3),
+        noise=float(rng.uniform(1, 6)),
+        blur=float(rng.choice([0.0, 0.0, 0.0, 0.008])),
     )
 
 
@@ -155,17 +155,17 @@ def _identity(seed: int, number: int) -> Identity:
     skin = _blend(_SKINS, rng)
     grey = np.clip((age - 40) / 35 + rng.normal(0, 0.25), 0, 0.9)
     hair = _blend(_HAIRS, rng) * (1 - grey) + _GREY * grey
-    redness = rng.normal(0.9 if female else 0.1, 0.2)
+    redness = np.clip(rng.normal(0.75 if female else 0.1, 0.15), 0, 0.95)
     bald = not female and rng.random() < 0.1 + 0.3 * (age > 45)
     long_hair = rng.random() < (0.92 if female else 0.06)
-    bearded = not female and rng.random() < 0.65
+    bearded = not female and rng.random() < 0.7
     return Identity(
         female=female,
         age=age,
         skin=skin,
         hair=hair,
         iris=_blend(_IRISES, rng),
-        lips=skin * (0.85, 0.65, 0.65) * (1 - 0.5 * redness) + np.array([190, 40, 60]) * 0.5 * redness,
+        lips=skin * (0.85, 0.68, 0.65) * (1 - redness) + np.array([215, 15, 70]) * redness,
         clothes=rng.uniform(20, 230, 3),
         head_width=float(np.clip(rng.normal(0.74 if female else 0.8, 0.04), 0.64, 0.92)),
         jaw=float(np.clip(rng.normal(0.3 if female else 0.14, 0.07), 0, 0.45)),
@@ -177,8 +177,9 @@ def _identity(seed: int, number: int) -> Identity:
         hairline=1.2 if bald else float(rng.uniform(0.55, 0.8)),
         hair_length=float(rng.uniform(0.7, 1.4)) if long_hair else float(rng.uniform(-0.4, 0.1)),
         hair_volume=float(rng.uniform(0.06, 0.18) + 0.08 * long_hair),
-        beard=float(rng.uniform(0.5, 1)) if bearded else 0.0,
+        beard=float(rng.uniform(0.6, 1)) if bearded else 0.0,
         lashes=float(rng.uniform(0.5, 1)) if rng.random() < (0.92 if female else 0.06) else 0.0,
+        eye_shadow=float(rng.uniform(0.6, 1)) if female and rng.random() < 0.85 else 0.0,
         glasses=bool(rng.random() < 0.15),
     )
 
