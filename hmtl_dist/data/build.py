@@ -171,7 +171,7 @@ def build(
         done = 0
         on_progress(0, len(spool.offsets))
         tasks = _shard_tasks(job, spool, splits, settings)
-        for result in run_tasks(_build_shard, tasks, num_workers):
+        for result in run_tasks(_build_shard, tasks, num_workers, preload=["webdataset.writer"]):
             results.append(result)
             done += result.planned
             on_progress(done, len(spool.offsets))

@@ -4,8 +4,6 @@ Looks are compared by perceptual hashes (pHash: signs of the low frequencies of 
 C. Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
 """
 
-from itertools import count
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,8 +52,8 @@ def _near_in_band(words: NDArray[np.uint64], band: NDArray[np.uint16]) -> NDArra
     order = np.argsort(band, kind="stable")
     ordered = band[order]
     found: list[NDArray[np.int64]] = [np.empty((0, 2), dtype=np.int64)]
-    here = np.arange(len(band))
-    for distance in count(1):
+    here, distance = np.arange(len(band)), 1
+    while True:
         here = here[here + distance < len(band)]
         here = here[ordered[here] == ordered[here + distance]]
         if not len(here):
@@ -63,4 +61,4 @@ def _near_in_band(words: NDArray[np.uint64], band: NDArray[np.uint16]) -> NDArra
         pairs = np.sort(np.stack([order[here], order[here + distance]], axis=1), axis=1)
         bits = np.bitwise_count(words[pairs[:, 0]] ^ words[pairs[:, 1]]).sum(axis=1)
         found.append(pairs[bits <= NEAR_BITS])
-    raise AssertionError("count() never ends")
+        distance += 1

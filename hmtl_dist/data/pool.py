@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -26,11 +26,19 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def run_tasks(work: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int) -> Iterator[Result]:
+def run_tasks(
+    work: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int, *, preload: Sequence[str] = ()
+) -> Iterator[Result]:
     """Yield the results of `work` on every task as they come, in no order; with one worker in this process.
 
     Tasks are taken from the iterable only when there is room. Stopping early (also Ctrl-C) waits for what is under
     way and drops the rest.
+
+    Args:
+        work: done for each task; a function of a module.
+        tasks: what to do it for.
+        num_workers: processes.
+        preload: modules that are slow to import, to be imported once for all processes.
 
     Raises:
         UserError: when a process was killed (as by the system when memory runs out).
@@ -41,7 +49,7 @@ def run_tasks(work: Callable[[Task], Result], tasks: Iterable[Task], num_workers
         return
     # forkserver: forking a process with threads is unsafe, and what it preloads is shared by all workers.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__, "webdataset.writer"])
+    context.set_forkserver_preload([work.__module__, *preload])
     waiting = iter(tasks)
     with ProcessPoolExecutor(num_workers, context, _start_worker) as pool:
         try:
