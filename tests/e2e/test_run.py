@@ -1,0 +1,112 @@
+"""A run is a pure function of its configuration: whole runs in this process, compared to the last bit."""
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from hmtl_dist.launch.driver import Finished, drive
+from hmtl_dist.launch.evaluate import evaluate_run
+from hmtl_dist.run_config import RunConfig
+from hmtl_dist.train.base import Progress
+from tests.e2e.drawn import EPOCHS, STEPS_PER_EPOCH, config, draw, journal, weights
+
+TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
+MID_EPOCH = STEPS_PER_EPOCH + 2
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return draw(str(tmp_path_factory.mktemp("drawn") / "set"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(url: str) -> Finished:
+    """The run that the others are compared with."""
+    return finish(config("uninterrupted", url))
+
+
+def finish(tree: RunConfig, show: Callable[[Progress], None] = lambda progress: None) -> Finished:
+    finished = drive(tree, show)
+    assert (finished.outcome.status, finished.outcome.global_step) == ("FINISHED", TOTAL_STEPS)
+    return finished
+
+
+def stop_in_mid_epoch(tree: RunConfig) -> None:
+    """Runs until Ctrl-C, pressed when the step before has been shown."""
+
+    def press(progress: Progress) -> None:
+        if progress.global_step == MID_EPOCH - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    outcome = drive(tree, press).outcome
+    assert (outcome.status, outcome.global_step) == ("STOPPED", MID_EPOCH)
+
+
+@pytest.fixture(scope="module")
+def resumed(url: str) -> Finished:
+    """The same run, stopped once on its way."""
+    stop_in_mid_epoch(config("resumed", url))
+    return finish(config("resumed", url))
+
+
+def test_the_same_run_twice_gives_the_same_weights(uninterrupted: Finished, url: str) -> None:
+    again = finish(config("again", url))
+    assert weights(again.outcome.checkpoint) == weights(uninterrupted.outcome.checkpoint)
+    assert again.outcome.metrics == uninterrupted.outcome.metrics
+
+
+def test_another_seed_gives_other_weights(uninterrupted: Finished, url: str) -> None:
+    other = finish(config("other", url, seed=1))
+    assert weights(other.outcome.checkpoint) != weights(uninterrupted.outcome.checkpoint)
+
+
+def test_a_run_stopped_in_mid_epoch_ends_like_the_uninterrupted_one(resumed: Finished, uninterrupted: Finished) -> None:
+    assert weights(resumed.outcome.checkpoint) == weights(uninterrupted.outcome.checkpoint)
+    assert resumed.outcome.metrics == uninterrupted.outcome.metrics
+
+
+def test_a_stopped_run_is_recorded_once_a_step(resumed: Finished) -> None:
+    events = journal(resumed.folder)
+    steps = [event["step"] for event in events if "train/loss/total" in event.get("values", {})]
+    assert steps == list(range(1, TOTAL_STEPS + 1))
+    assert [event["status"] for event in events if event["event"] == "end"] == ["KILLED", "FINISHED"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_loader_workers_and_evaluations_move_no_weight(uninterrupted: Finished, url: str, num_workers: int) -> None:
+    tree = config(
+        f"workers-{num_workers}", url, data={"num_workers": num_workers}, train={"evaluate_every_epochs": EPOCHS}
+    )
+    assert weights(finish(tree).outcome.checkpoint) == weights(uninterrupted.outcome.checkpoint)
+
+
+def test_a_saved_run_is_evaluated_as_at_its_end(uninterrupted: Finished) -> None:
+    evaluation, checkpoint = evaluate_run("uninterrupted")
+    assert checkpoint == uninterrupted.outcome.checkpoint
+    assert evaluation.num_samples == 24
+    assert evaluation.figures == pytest.approx(uninterrupted.outcome.metrics, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_data_that_moved_elsewhere_go_on(uninterrupted: Finished, url: str, tmp_path: Path) -> None:
+    stop_in_mid_epoch(config("moved", url))
+    elsewhere = shutil.copytree(url, tmp_path / "elsewhere")
+    moved = finish(config("moved", str(elsewhere)))
+    assert weights(moved.outcome.checkpoint) == weights(uninterrupted.outcome.checkpoint)
+
+
+@pytest.mark.slow
+def test_deepspeed_gives_the_weights_of_the_plain_engine(uninterrupted: Finished, url: str) -> None:
+    deepspeed = finish(config("deepspeed", url, engine={"kind": "deepspeed"}))
+    assert weights(deepspeed.outcome.checkpoint) == weights(uninterrupted.outcome.checkpoint)
+    assert deepspeed.outcome.metrics == uninterrupted.outcome.metrics
+
+
+@pytest.mark.slow
+def test_deepspeed_leaves_no_process_group_behind(url: str) -> None:
+    finish(config("group", url, engine={"kind": "deepspeed"}))
+    assert not dist.is_initialized()
