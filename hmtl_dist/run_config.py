@@ -9,6 +9,7 @@ from hmtl_dist.config.base import Section
 from hmtl_dist.data.config import DataConfig
 from hmtl_dist.engine.optim import EngineConfig, OptimConfig
 from hmtl_dist.model.hmtl import ModelConfig
+from hmtl_dist.tasks.base import PretextConfig
 from hmtl_dist.tasks.registry import AnyTaskConfig
 from hmtl_dist.tasks.weighting import WeightingConfig
 from hmtl_dist.tracking.config import TrackingConfig
@@ -112,4 +113,11 @@ class RunConfig(Section):
                 f"engine.accumulation_steps: {accumulation} does not divide the {data.batch_size // workers} samples "
                 f"that a worker takes a step (data.batch_size / launch.num_workers)"
             )
+        micro_batch = data.batch_size // workers // accumulation
+        for name, task in self.tasks.items():
+            if isinstance(task, PretextConfig) and micro_batch % task.every:
+                raise ValueError(
+                    f"tasks.{name}.every: {task.every} does not divide the {micro_batch} samples that a worker takes "
+                    f"at once; which samples take part would depend on the number of workers"
+                )
         return self

@@ -88,3 +88,10 @@ def test_resolved_tree_reads_back_as_itself(recipe: str, tmp_path: Path) -> None
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(describe(tree))
     assert load_tree(RunConfig, str(resolved)) == tree
+
+
+def test_which_samples_take_part_may_not_depend_on_the_workers(recipe: str) -> None:
+    message = refused(
+        recipe, "launch.num_workers=8", "tasks.p.type=puzzling", "tasks.p.supervise=clean", "tasks.p.every=8"
+    )
+    assert message.startswith("tasks.p.every: 8 does not divide the 4 samples that a worker takes at once")

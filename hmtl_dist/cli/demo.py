@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-SAMPLES, IDENTITIES, IMAGE_SIZE = 2400, 400, 80
-SPLITS = {"train": 0.85, "val": 0.15}
+SAMPLES, IDENTITIES, IMAGE_SIZE = 4400, 1100, 80
+SPLITS = {"train": 0.9, "val": 0.1}
 
 
 @app.command()

@@ -4,6 +4,7 @@ Shape legend: B pictures a view, V distinct views, H x W pixels.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Annotated, Any, cast
 
 import torch
@@ -28,6 +29,8 @@ class ModelConfig(Section):
     """Start from the weights timm publishes (fetched over the network); otherwise from scratch."""
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth: probability at which the last block is skipped in training."""
+    zero_init_residual: bool = True
+    """From scratch, start every residual block as the identity (its last BatchNorm scale is 0; Goyal et al. 2017)."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict[str, bool | int | float | str])
     """Further arguments of the timm model, such as `model.options.dynamic_img_size=true` for a vision transformer."""
 
@@ -55,6 +58,7 @@ class HMTLModel(nn.Module):
             pretrained=config.pretrained,
             drop_path_rate=config.drop_path_rate,
             options=config.options,
+            zero_init_residual=config.zero_init_residual,
         )
         self._pools = any(isinstance(spec, LinearHead) for spec in heads.values())
         if not self._pools:  # parameters that no output needs would get no gradient
@@ -67,17 +71,18 @@ class HMTLModel(nn.Module):
         self._decoders = {name for name, spec in heads.items() if not isinstance(spec, LinearHead)}
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Run all views that any head reads as one batch of V * B pictures.
+        """Run all views that any head reads as one batch of up to V * B pictures.
 
         Args:
-            views: Pictures in [0, 1] by view, each float `[B, 3, H, W]`.
+            views: Pictures in [0, 1] by view, each float `[B, 3, H, W]`, of as many samples as its tasks take.
 
         Returns:
             Head outputs as task -> view -> tensor.
         """
         names = list(dict.fromkeys(view for read in self.wiring.values() for view in read))
         images = torch.cat([views[name] for name in names]) if len(names) > 1 else views[names[0]]
-        place = {name: slice(i * len(views[name]), (i + 1) * len(views[name])) for i, name in enumerate(names)}
+        ends = list(accumulate(len(views[name]) for name in names))
+        place = {name: slice(end - len(views[name]), end) for name, end in zip(names, ends, strict=True)}
         last, maps = self.backbone.pyramid(images) if self._decoders else (self.backbone(images), [])
         pooled = self.backbone.pool(last) if self._pools else last
         size = (images.shape[2], images.shape[3])

@@ -6,8 +6,9 @@ Shape legend: B samples of one rank's micro-batch, H x W pixels, C channels.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol, Self
 
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from hmtl_dist.config.base import Section
@@ -16,11 +17,30 @@ CLEAN = "clean"
 """Name of the view that shows the augmented picture itself."""
 
 
+Supervise = Literal["clean", "corrupted", "both"]
+"""Which picture the supervised heads read beside a pretext task: the clean one, its corrupted view, or both."""
+
+
 class TaskConfig(Section):
     """What every task's section shares; a task adds its own fields and a `type` literal."""
 
     weight: float = 1.0
     """Factor of this task's loss in the total; 0 keeps the head and its metrics but trains nothing by it."""
+
+
+class PretextConfig(TaskConfig):
+    """What the section of every pretext task shares."""
+
+    supervise: Supervise = "clean"
+    """Which picture the supervised heads read: the `corrupted` one of this task, the `clean` one, or `both`."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Only every n-th sample of a batch takes part: the task costs 1/n. Above 1 it needs `supervise=clean`."""
+
+    @model_validator(mode="after")
+    def _supervised_heads_need_every_sample(self) -> Self:
+        if self.every > 1 and self.supervise != "clean":
+            raise ValueError(f"every={self.every} needs supervise=clean, given {self.supervise}; or use every=1")
+        return self
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,19 @@ class Inputs:
     """Epoch the samples belong to."""
     positions: Tensor
     """Position of each sample in the epoch, int64 `[B]`: with seed and epoch the key of every draw."""
+
+    def every(self, stride: int) -> "Inputs":
+        """Return every `stride`-th sample, from the first on."""
+        if stride == 1:
+            return self
+        return Inputs(
+            images=self.images[::stride],
+            labels={name: values[::stride] for name, values in self.labels.items()},
+            weight=self.weight[::stride],
+            seed=self.seed,
+            epoch=self.epoch,
+            positions=self.positions[::stride],
+        )
 
 
 @dataclass(frozen=True)
@@ -111,10 +144,6 @@ class SingleRank:
         return tensor
 
 
-Supervise = Literal["clean", "corrupted", "both"]
-"""Which picture the supervised heads read beside a pretext task: the clean one, its corrupted view, or both."""
-
-
 class Task(ABC):
     """One task of a hybrid multi-task model, built from its own section of the configuration."""
 
@@ -124,6 +153,8 @@ class Task(ABC):
     """What this task asks the supervised heads to read; only pretext tasks change it."""
     is_pretext: bool = False
     """Whether labels come from the picture itself; a pretext task has no part in inference."""
+    every: int = 1
+    """Take every n-th sample of a batch."""
     hides_pixels: bool = False
     """Whether this task's view has hidden parts already, so that a cut-out is not laid over it."""
 

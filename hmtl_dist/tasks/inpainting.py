@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from hmtl_dist import rng
-from hmtl_dist.tasks.base import DecoderHead, Inputs, LossTerms, Prepared, Ranks, Supervise, Task, TaskConfig
+from hmtl_dist.tasks.base import DecoderHead, Inputs, LossTerms, Prepared, PretextConfig, Ranks, Task
 from hmtl_dist.tasks.supervised import at_least_float32
 
 MAX_RECTANGLES = 8
@@ -23,13 +23,11 @@ EPSILON = 1e-6
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class InpaintingConfig(TaskConfig):
+class InpaintingConfig(PretextConfig):
     """Restore hidden parts of the picture."""
 
     type: Literal["inpainting"] = "inpainting"
     """Kind of task."""
-    supervise: Supervise = "clean"
-    """Which picture the supervised heads read: the masked one (`corrupted`), the `clean` one, or `both`."""
     hidden_min: Share = 0.2
     """Least share of the picture's area that is hidden."""
     hidden_max: Share = 0.4
@@ -93,6 +91,7 @@ class Inpainting(Task):
         super().__init__(name, config.weight)
         self.view = name
         self.supervise = config.supervise
+        self.every = config.every
         self._config = config
         self._frozen = frozen if config.perceptual_weight > 0 else None
 

@@ -73,11 +73,11 @@ class Objective:
 
     def prepare(self, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Prepared]]:
         """Make the views of a micro-batch, float `[B, 3, H, W]` by name, and what each task's loss needs."""
-        prepared = {task.name: task.prepare(inputs) for task in self.tasks}
+        prepared = {task.name: task.prepare(inputs.every(task.every)) for task in self.tasks}
         views = {CLEAN: self._cut(inputs.images, inputs)} if CLEAN in self._read else {}
         for task in self.tasks:
             for name, view in prepared[task.name].views.items():
-                views[name] = view if task.hides_pixels else self._cut(view, inputs)
+                views[name] = view if task.hides_pixels else self._cut(view, inputs.every(task.every))
         return views, prepared
 
     def losses(
@@ -183,7 +183,8 @@ class Objective:
         self, outputs: Mapping[str, Mapping[str, Tensor]], prepared: Mapping[str, Prepared], inputs: Inputs
     ) -> dict[str, LossTerms]:
         terms = {
-            task.name: task.loss(outputs[task.name], prepared[task.name], inputs, self._ranks) for task in self.tasks
+            task.name: task.loss(outputs[task.name], prepared[task.name], inputs.every(task.every), self._ranks)
+            for task in self.tasks
         }
         self._metrics = {name: tuple(term.metrics) for name, term in terms.items()}
         return terms

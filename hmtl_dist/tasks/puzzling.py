@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from hmtl_dist import rng
-from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, Supervise, Task, TaskConfig
+from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, PretextConfig, Ranks, Supervise, Task
 from hmtl_dist.tasks.supervised import at_least_float32
 
 
-class PuzzlingConfig(TaskConfig):
+class PuzzlingConfig(PretextConfig):
     """Solve a puzzle made of the picture's own tiles."""
 
     type: Literal["puzzling"] = "puzzling"
@@ -45,6 +45,7 @@ class Puzzling(Task):
         super().__init__(name, config.weight)
         self.view = name
         self.supervise = config.supervise
+        self.every = config.every
         self.grid = config.grid
         self._slots = config.grid * config.grid
         self._dropout = config.dropout

@@ -71,10 +71,9 @@ class Evaluator:
                     batch_sums = self.objective.sums(outputs, prepared, inputs)
                     sums = batch_sums if sums is None else sums + batch_sums
                     if pictures and not sheets:
-                        sheets = {
-                            task.name: sheet(task.illustrate(outputs[task.name], prepared[task.name], inputs))
-                            for task in pretext
-                        }
+                        for task in pretext:
+                            own = inputs.every(task.every)
+                            sheets[task.name] = sheet(task.illustrate(outputs[task.name], prepared[task.name], own))
         figures = {
             f"eval/{name}/{key}": value for name, task in metrics.items() for key, value in task.figures().items()
         }

@@ -1,5 +1,6 @@
 """Builds everything one rank trains with, from the configuration, and runs the loop."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from hmtl_dist.data.stream import Stream
 from hmtl_dist.engine import build_engine
 from hmtl_dist.engine.base import Engine, EngineState
 from hmtl_dist.engine.ranks import TorchRanks
+from hmtl_dist.errors import UserError
 from hmtl_dist.model.frozen import FrozenNet, build_frozen
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.run_config import RunConfig
@@ -39,6 +41,8 @@ from hmtl_dist.train.inputs import InputMaker
 from hmtl_dist.train.loop import Run, Share, train
 from hmtl_dist.train.saving import Saver
 from hmtl_dist.train.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 
 def train_rank(config: RunConfig, place: Place, listener: Listener) -> Outcome:
@@ -149,10 +153,16 @@ class Trainee:
         for name, picture in evaluation.pictures.items():
             tracker.picture(name, picture, step)
         if self.place.rank == 0:
-            for name, (classes, matrix) in evaluation.confusions.items():
-                for path in write_confusion_matrix(self.place.scratch / f"step-{step:08d}", name, matrix, classes):
-                    tracker.artifact(path, f"evaluation/step-{step:08d}")
+            try:
+                self._record_confusions(evaluation, step, tracker)
+            except OSError as error:  # a full disk here must not cost a run whose checkpoints are elsewhere
+                logger.warning("cannot write the confusion matrices of step %d: %s", step, error)
         return evaluation.figures
+
+    def _record_confusions(self, evaluation: Evaluation, step: int, tracker: Tracker) -> None:
+        for name, (classes, matrix) in evaluation.confusions.items():
+            for path in write_confusion_matrix(self.place.scratch / f"step-{step:08d}", name, matrix, classes):
+                tracker.artifact(path, f"evaluation/step-{step:08d}")
 
     def open_journal(self) -> Journal:
         """Open the run's record and note what holds for the whole run."""
@@ -200,7 +210,9 @@ def build_parts(config: RunConfig, header: IndexHeader, ranks: Ranks) -> Parts:
     """Build tasks and model; the seed decides how the model is initialised, the same on every rank."""
     seed_torch(config.seed)
     frozen = build_frozen(config.tasks, config.model)
-    tasks = build_tasks(config.tasks, header.fields, header.label_counts, frozen, config.data.image_size)
+    read = config.data.fields
+    fields = {name: field for name, field in header.fields.items() if read is None or name in read}
+    tasks = build_tasks(config.tasks, fields, header.label_counts, frozen, config.data.image_size)
     objective = Objective(tasks, config.weighting, ranks, config.augment)
     return Parts(objective, HMTLModel(config.model, objective.heads(), objective.wiring, objective.log_vars), frozen)
 
@@ -219,7 +231,13 @@ def evaluate_state(config: RunConfig, state: EngineState, objective_state: Mappi
     device = torch.device("cuda" if config.launch.gpus_per_worker and torch.cuda.is_available() else "cpu")
     index = open_index(config.data.url, config.data.eval_split)
     parts = build_parts(config, index.header, SingleRank())
-    parts.model.load_state_dict(state.ema or state.model)
+    try:
+        parts.model.load_state_dict(state.ema or state.model)
+    except RuntimeError as error:
+        raise UserError(
+            f"{config.data.url} has other classes than the data that this run was trained on; "
+            "evaluate it on data with the same labels"
+        ) from error
     parts.model.to(device).eval()
     parts.follow(device)
     parts.objective.load_state(objective_state)

@@ -117,3 +117,11 @@ def test_importing_the_model_does_not_import_timm() -> None:
     code = "import sys, hmtl_dist.model.hmtl; sys.exit('timm' in sys.modules or 'torchvision' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("wanted", "idle"), [(False, 0), (True, 9)])
+def test_from_scratch_each_of_the_nine_residual_blocks_may_begin_as_the_identity(wanted: bool, idle: int) -> None:
+    config = ModelConfig(zero_init_residual=wanted)
+    model = HMTLModel(config, {"gender": LinearHead(2)}, {"gender": ("clean",)})
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert sum(bool((norm.weight == 0).all()) for norm in norms) == idle

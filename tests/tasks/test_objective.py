@@ -7,6 +7,7 @@ from torch import Tensor
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
+from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.base import Prepared, SingleRank, Task
 from hmtl_dist.tasks.inpainting import Inpainting, InpaintingConfig
 from hmtl_dist.tasks.objective import Objective, wire
@@ -198,3 +199,36 @@ def test_the_state_comes_back() -> None:
 def test_reserved_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"^tasks\.{name}: the name may not be"):
         build_tasks({name: PuzzlingConfig()}, FIELDS, {}, {}, 24)
+
+
+def test_a_pretext_task_may_take_every_second_sample() -> None:
+    inputs = make_inputs(num_samples=6)
+    whole = Objective(build(puzzling=PuzzlingConfig(supervise="clean")), WeightingConfig(), SingleRank())
+    half = Objective(build(puzzling=PuzzlingConfig(supervise="clean", every=2)), WeightingConfig(), SingleRank())
+
+    views, prepared = whole.prepare(inputs)
+    half_views, half_prepared = half.prepare(inputs)
+
+    assert torch.equal(half_views["puzzling"], views["puzzling"][::2])
+    assert torch.equal(half_prepared["puzzling"].targets["tiles"], prepared["puzzling"].targets["tiles"][::2])
+    assert len(half_views["clean"]) == 6
+
+
+def test_the_model_answers_for_views_of_different_sizes() -> None:
+    inputs = make_inputs(num_samples=6, size=32, labels={name: torch.zeros(6, dtype=torch.int64) for name in FIELDS})
+    tasks = build(puzzling=PuzzlingConfig(supervise="clean", every=3))
+    objective = Objective(tasks, WeightingConfig(), SingleRank())
+    model = HMTLModel(ModelConfig(backbone="test_convnext"), objective.heads(), objective.wiring).eval()
+    views, prepared = objective.prepare(inputs)
+
+    outputs = model(views)
+    losses = objective.losses(outputs, prepared, inputs)
+
+    assert outputs["puzzling"]["puzzling"].shape == (2, 16)
+    assert torch.allclose(outputs["gender"]["clean"], model.predict(inputs.images)["gender"], atol=1e-6)
+    assert losses.total.isfinite()
+
+
+def test_supervised_heads_cannot_read_a_view_of_some_samples() -> None:
+    with pytest.raises(ValueError, match="every=2 needs supervise=clean, given both"):
+        PuzzlingConfig(supervise="both", every=2)
