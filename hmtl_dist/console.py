@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from hmtl_dist.errors import UserError
+from hmtl_dist.errors import STORAGE_TROUBLE, UserError
 
 PLAIN_SECONDS = 10.0
 """Seconds between two plain lines of one progress, where nobody watches a bar."""
@@ -81,8 +81,8 @@ class Console:
     def capture(self, log: Path) -> Generator[None]:
         """Lead descriptors 1 and 2 of this process, and of those it starts, to the end of a log file.
 
-        A `UserError` passes through. Any other exception leaves its traceback in the log and its one line, with the
-        path of the log, on the terminal.
+        A `UserError` passes through, and so does an `OSError` of `STORAGE_TROUBLE`. Any other exception leaves its
+        traceback in the log and its one line, with the path of the log, on the terminal.
 
         Raises:
             SystemExit: with code 1, after such an exception.
@@ -104,6 +104,8 @@ class Console:
         except UserError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in STORAGE_TROUBLE:
+                raise
             self._fail(error, log)
             raise SystemExit(1) from error
         finally:

@@ -1,4 +1,14 @@
-"""The one exception for what a person who runs the program can cause, and mend."""
+"""What a person who runs the program can cause, and mend."""
+
+import errno
+
+STORAGE_TROUBLE = {
+    errno.EACCES: "permission denied",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.ENOSPC: "no space is left on the device",
+    errno.EROFS: "the file system is read-only",
+}
+"""What an `OSError` says of a folder that the user has to mend, by its number."""
 
 
 class UserError(Exception):

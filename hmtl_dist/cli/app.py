@@ -1,6 +1,5 @@
 """The commands of `hmtl-dist` put together, and how they fail."""
 
-import errno
 from typing import Annotated, Any
 
 import typer
@@ -8,14 +7,7 @@ from typer.core import TyperGroup
 
 from hmtl_dist import __version__
 from hmtl_dist.cli import data, demo, recipes, services, train
-from hmtl_dist.errors import UserError
-
-_STORAGE_TROUBLE = {
-    errno.EACCES: "permission denied",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.ENOSPC: "no space is left on the device",
-    errno.EROFS: "the file system is read-only",
-}
+from hmtl_dist.errors import STORAGE_TROUBLE, UserError
 
 
 class Commands(TyperGroup):
@@ -29,10 +21,10 @@ class Commands(TyperGroup):
             _fail(str(error))
             raise typer.Exit(2) from error
         except OSError as error:
-            if error.errno not in _STORAGE_TROUBLE:
+            if error.errno not in STORAGE_TROUBLE:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            _fail(f"{where}{_STORAGE_TROUBLE[error.errno]}; mend that, or set HMTL_HOME to a folder with room")
+            _fail(f"{where}{STORAGE_TROUBLE[error.errno]}; mend that, or set HMTL_HOME to a folder with room")
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
