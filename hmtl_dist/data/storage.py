@@ -95,7 +95,7 @@ def open_storage(url: str) -> Storage:
     Raises:
         UserError: The URL is neither of the two.
     """
-    if url.startswith("s3://"):
+    if url.startswith("s3:"):
         return S3Storage(url)
     if url == "" or "://" in url:
         raise UserError(f"{_without_credentials(url)!r} is no storage: give s3://BUCKET/PREFIX or a local folder")
