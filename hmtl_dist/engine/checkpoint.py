@@ -83,7 +83,7 @@ def save_checkpoint(
         protected: URLs of checkpoints, such as the best, that are kept however old.
 
     Raises:
-        UserError: The storage refuses.
+        UserError: The storage refuses, or the temporary folder is full.
         ValueError: A part's name is taken.
     """
     if taken := set(extras) & set(ENGINE_PARTS):
@@ -95,7 +95,12 @@ def save_checkpoint(
     with tempfile.TemporaryDirectory(prefix="hmtl-checkpoint-") as scratch:
         for part, tensors in parts.items():
             path = Path(scratch) / f"{part}.safetensors"
-            save_file(_storable(tensors), path)
+            try:
+                save_file(_storable(tensors), path)
+            except SafetensorError as error:  # how it reports a full disk
+                raise UserError(
+                    f"cannot write {path} ({error}): free some space there, or set TMPDIR to a folder with room"
+                ) from error
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[part] = _File(num_bytes=path.stat().st_size, sha256=digest)
