@@ -56,6 +56,7 @@ def measure(config: RunConfig, place: Place, listener: Listener) -> Outcome:
             save=lambda _, __: "",
             waited=lambda: stream.stats.wait_seconds,
         )
+        outcome = train(run)
         for _ in range(rounds + 1):
             begin = time.perf_counter()
             outcome = train(replace(run, shares=islice(shares, steps)))
