@@ -37,6 +37,8 @@ _ANSWER_SECONDS = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing large goes through Ray's object store: little more than the least it accepts."""
 
+_DIED = "its process died (it crashed or was killed, for memory perhaps)"
+
 _TRAIN_VARIABLES = {
     # report() hands over at most one result a look of the controller, so this bounds how often a run can report
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -352,7 +354,13 @@ def _outcome(fit: "Future[Any]") -> Outcome:
 
 
 def _cause(error: Exception) -> Exception:
-    """Find the one thing that broke in what Ray Train raises: what a user can mend goes first, then the lowest rank."""
+    """Find the one thing that broke in what Ray Train raises.
+
+    What a user can mend goes first; then a process that died, since the other ranks then break for want of it; then
+    the lowest rank's error.
+    """
+    from ray.exceptions import RayActorError
+
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
     for cause in causes.values():
@@ -360,6 +368,8 @@ def _cause(error: Exception) -> Exception:
             return cause
     for rank, cause in causes.items():
         if hasattr(cause, "health_check_failure"):
-            return TrainingError(f"rank {rank}: its process died (it crashed or was killed, for memory perhaps)")
+            return TrainingError(f"rank {rank}: {_DIED}")
+    for rank, cause in causes.items():
         return TrainingError(f"rank {rank}: {one_line(cause)}")
-    return TrainingError(one_line(getattr(error, "controller_failure", error)))
+    cause = getattr(error, "controller_failure", error)
+    return TrainingError(f"a worker: {_DIED}" if isinstance(cause, RayActorError) else one_line(cause))

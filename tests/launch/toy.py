@@ -94,6 +94,7 @@ def bug(config: RunConfig, place: Place, listener: Listener) -> Outcome:
 def dies(config: RunConfig, place: Place, listener: Listener) -> Outcome:
     """End the process of the last rank."""
     if place.rank == place.world_size - 1:
+        time.sleep(3)  # until Ray Train has seen everybody start
         os._exit(7)
     total_of_ranks(place, 0.0)
     return outcome({})
