@@ -22,7 +22,7 @@ class FolderAdapter(Adapter):
 
     Args:
         source: the folder.
-        labels: the CSV file.
+        labels: the CSV file; a relative path that is not there is looked for in `source`.
         file_column: column with the picture's path under `source`.
         specs: columns to keep as labels; the classes of a category without given ones are the values found, sorted.
         group: column that says whom a picture belongs to, None for none.
@@ -37,7 +37,8 @@ class FolderAdapter(Adapter):
         if "://" not in source and not Path(source).is_dir():
             raise UserError(f"no folder {source}: give the folder that holds the pictures")
         self._source = source
-        self._labels = labels
+        beside = Path(source) / labels
+        self._labels = beside if not labels.exists() and beside.is_file() else labels
         self._file_column = file_column
         self._group = group
         self._check_columns([file_column, *(spec.name for spec in specs), *([group] if group else [])])
