@@ -4,6 +4,11 @@
 class TrainingError(RuntimeError):
     """Training broke for a reason that is not the user's to mend; the message is the one cause, in one line."""
 
+    def __init__(self, message: str, *, keep_logs: bool = False) -> None:
+        super().__init__(message)
+        self.keep_logs = keep_logs
+        """Whether the launcher's own logs may say more: a process died, or the launcher itself broke."""
+
 
 def one_line(error: BaseException) -> str:
     """Say what went wrong in one line: the kind of the error and the first line of its message."""

@@ -161,7 +161,7 @@ def _ray(launch: LaunchConfig) -> Generator[_Cluster]:
             _join(launch, address)
         yield _Cluster(own=address == "local", scratch=scratch)
     except Exception as error:
-        keep = not isinstance(error, UserError)
+        keep = getattr(error, "keep_logs", False)
         raise
     finally:
         ray.shutdown()
@@ -349,7 +349,7 @@ def _outcome(fit: "Future[Any]") -> Outcome:
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     if not isinstance(outcome, Outcome):
-        raise TrainingError("Ray Train ended without an outcome; its last lines are in the log")
+        raise TrainingError("Ray Train ended without an outcome", keep_logs=True)
     return outcome
 
 
@@ -368,8 +368,9 @@ def _cause(error: Exception) -> Exception:
             return cause
     for rank, cause in causes.items():
         if hasattr(cause, "health_check_failure"):
-            return TrainingError(f"rank {rank}: {_DIED}")
+            return TrainingError(f"rank {rank}: {_DIED}", keep_logs=True)
     for rank, cause in causes.items():
         return TrainingError(f"rank {rank}: {one_line(cause)}")
     cause = getattr(error, "controller_failure", error)
-    return TrainingError(f"a worker: {_DIED}" if isinstance(cause, RayActorError) else one_line(cause))
+    message = f"a worker: {_DIED}" if isinstance(cause, RayActorError) else one_line(cause)
+    return TrainingError(message, keep_logs=True)

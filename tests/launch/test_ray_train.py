@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,9 +100,12 @@ def test_a_killed_driver_takes_its_ray_along(drive: Drive) -> None:
     process = drive("ray", "never_stops")
     first_progress(process)
     processes = processes_of(process)
+    folders = set(re.findall(r"/tmp/hmtl-ray-\w+", " ".join(" ".join(server.cmdline()) for server in processes)))
     process.kill()
 
     assert gone(processes, timeout=120)  # Ray's agents give up after a minute
+    for folder in folders:  # which the driver would have removed
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
