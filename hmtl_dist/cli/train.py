@@ -121,8 +121,8 @@ def _headline(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in shown.items())
 
 
-def tell(finished: "Finished", console: "Console") -> None:
-    """Print how a run ended."""
+def tell(finished: "Finished", console: "Console", again: str = "the same command") -> None:
+    """Print how a run ended, and with what command a stopped one goes on."""
     outcome = finished.outcome
     if outcome.metrics:
         console.show(figures_table(outcome.metrics))
@@ -135,7 +135,7 @@ def tell(finished: "Finished", console: "Console") -> None:
     if outcome.status == "FINISHED":
         console.say(f"finished at step {outcome.global_step}")
     else:
-        console.say(f"stopped at step {outcome.global_step} of {outcome.total_steps}; the same command again goes on")
+        console.say(f"stopped at step {outcome.global_step} of {outcome.total_steps}; {again} again goes on")
 
 
 def figures_table(figures: Mapping[str, float]) -> "Table":

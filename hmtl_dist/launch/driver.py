@@ -1,5 +1,6 @@
 """What the driver of a run does around its workers: one MLflow run, the right launcher, a true end."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,7 +40,8 @@ def drive(config: RunConfig, show: Callable[[Progress], None]) -> Finished:
         TrainingError: Anything else broke in a worker.
     """
     folder = run_folder(config)
-    config = _tracked(config, folder)
+    if config.launch.kind != "local" or os.environ.get("RANK", "0") == "0":  # under torchrun every rank comes here
+        config = _tracked(config, folder)
     run_id = config.tracking.run_id
     try:
         if config.launch.kind == "local":

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from hmtl_dist.config.io import home
-from hmtl_dist.engine.checkpoint import latest_checkpoint, load_checkpoint
+from hmtl_dist.data.storage import open_storage
+from hmtl_dist.engine.checkpoint import MANIFEST, latest_checkpoint, load_checkpoint
 from hmtl_dist.errors import UserError
 from hmtl_dist.train.evaluate import Evaluation
-from hmtl_dist.train.saving import OBJECTIVE, checkpoints_folder, saved_config
+from hmtl_dist.train.saving import OBJECTIVE, checkpoints_folder, saved_config, saved_fields
 from hmtl_dist.train.worker import evaluate_state
 
 
@@ -29,7 +30,7 @@ def evaluate_run(run: str, *, split: str | None = None, data: str | None = None)
     config = saved_config(manifest)
     changes = {key: value for key, value in (("eval_split", split), ("url", data)) if value is not None}
     config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
-    return evaluate_state(config, state, extras[OBJECTIVE]), checkpoint
+    return evaluate_state(config, state, extras[OBJECTIVE], saved_fields(manifest)), checkpoint
 
 
 def find_checkpoint(run: str) -> str:
@@ -40,6 +41,8 @@ def find_checkpoint(run: str) -> str:
     """
     if "://" not in run and "/" not in run and not Path(run).is_dir():
         run = str(home() / "runs" / run)
+    if open_storage(run).exists(MANIFEST):
+        return run
     found = latest_checkpoint(checkpoints_folder(run)) or latest_checkpoint(run)
     if found is None:
         raise UserError(f"{run}: no run and no complete checkpoint there; `ls {home() / 'runs'}` shows the runs")

@@ -144,6 +144,7 @@ class _Cluster:
 def _ray(launch: LaunchConfig) -> Generator[_Cluster]:
     """Be connected to Ray."""
     address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
+    given = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     _set_variables(own=address == "local")
     import ray
 
@@ -165,6 +166,9 @@ def _ray(launch: LaunchConfig) -> Generator[_Cluster]:
         raise
     finally:
         ray.shutdown()
+        for name in [name for name in os.environ if name.startswith("RAY_AUTH_")]:
+            del os.environ[name]  # an own Ray's token is no other cluster's
+        os.environ.update(given)
         if keep:
             print(f"Ray's own logs are kept in {scratch}", flush=True)  # noqa: T201  (goes to the run's log)
         else:
@@ -334,8 +338,11 @@ def _show_new(relay: Any, show: Callable[[Progress], None]) -> None:
     import ray
 
     try:
-        lines: list[Progress] = ray.get(relay.take.remote())
-    except ray.exceptions.RayError:  # its machine is gone; the run itself says what that means
+        lines: list[Progress] = ray.get(relay.take.remote(), timeout=_ANSWER_SECONDS)
+    except (
+        ray.exceptions.GetTimeoutError,
+        ray.exceptions.RayError,
+    ):  # its machine is gone; the run itself says what that means
         return
     for progress in lines:
         show(progress)

@@ -19,7 +19,7 @@ STOP_SECONDS = 5.0
 """How long a server may take to end by itself before it is killed, which loses nothing that was acknowledged."""
 # SeaweedFS also listens at every port + 10000, and both must lie below the ports the system gives to outgoing
 # connections (from 32768 on), or one of those could take it between the check and the start.
-_PORTS = range(10_000, 22_000)
+_PORTS = range(10_000, 20_000)
 _HOST = "127.0.0.1"
 
 

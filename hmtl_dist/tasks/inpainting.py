@@ -105,8 +105,11 @@ class Inpainting(Task):
         height, width = images.shape[2:]
         shares = (self._config.hidden_min, self._config.hidden_max)
         hidden = draw_masks(inputs.seed, inputs.epoch, inputs.positions, height, width, shares)[:, None]
-        fill = images.mean((2, 3), keepdim=True) if self._config.fill == "mean" else images.new_tensor(GREY)
-        return Prepared({self.view: torch.where(hidden, fill, images)}, {"original": images, "hidden": hidden})
+        if self._config.fill == "mean":
+            view = torch.where(hidden, images.mean((2, 3), keepdim=True), images)
+        else:
+            view = images.masked_fill(hidden, GREY)
+        return Prepared({self.view: view}, {"original": images, "hidden": hidden})
 
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
         """Distance of the restored to the original picture; metrics `l1` and `perceptual` are its two parts."""

@@ -53,8 +53,8 @@ def create_run(
 ) -> str | None:
     """Create the MLflow run of a training, or find the one named by `tracking.run_id`, and return its id.
 
-    Returns None when tracking is off, or when MLflow does not answer and is not required: the training then writes its
-    journal only, which the next start of the same run, or `deliver_rest`, delivers.
+    Returns None when tracking is off, or when MLflow does not answer, is not required and knows no such run yet: the
+    training then writes its journal only, which the next start of the same run, or `deliver_rest`, delivers.
 
     Raises:
         UserError: MLflow does not answer and `tracking.required` is set; or its address is not usable.
@@ -74,8 +74,8 @@ def create_run(
         said = f"MLflow at {redact(uri)} does not answer ({first_line(error)})"
         if config.required:
             raise UserError(f"{said}; start it, correct tracking.uri, or set tracking.required=false") from error
-        logger.warning("%s; this run is recorded in its journal only", said)
-        return None
+        logger.warning("%s; until it does, this run is recorded in its journal only", said)
+        return config.run_id  # of a run that goes on: what the journal holds is delivered to it later
     return run_id
 
 

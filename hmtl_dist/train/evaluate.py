@@ -1,6 +1,8 @@
 """Evaluation: every picture of a split once, whatever the world size; supervised heads see the clean picture."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,8 +49,8 @@ class Evaluator:
     ranks: Ranks
     device: torch.device
     inputs: InputMaker
-    batches: Callable[[], Iterable[Batch]]
-    """Opens this rank's share of the split, one pass, the last batch padded."""
+    batches: Callable[[], AbstractContextManager[Iterable[Batch]]]
+    """Opens this rank's share of the split: one pass, the last batch padded; closed after it."""
 
     def __call__(self, model: HMTLModel, *, pictures: bool = False) -> Evaluation:
         """Evaluate the model, which must be in evaluation mode; collective."""
@@ -58,8 +60,8 @@ class Evaluator:
         sums: Tensor | None = None
         sheets: dict[str, NDArray[np.uint8]] = {}
         num_samples = torch.zeros(1, dtype=torch.float64, device=self.device)
-        with torch.inference_mode():
-            for batch in self.batches():
+        with torch.inference_mode(), self.batches() as batches:
+            for batch in batches:
                 for inputs in self.inputs(batch):
                     num_samples += (inputs.weight > 0).sum()
                     for name, output in model.predict(inputs.images).items():
@@ -80,7 +82,8 @@ class Evaluator:
         if sums is not None:
             figures |= self._pretext_figures(sums, {task.name for task in pretext})
         return Evaluation(
-            figures=figures,
+            # what nothing was counted for is left out: JSON and MLflow have no number for it
+            figures={name: value for name, value in figures.items() if math.isfinite(value)},
             confusions={
                 name: (task.classes, task.confusion)
                 for name, task in metrics.items()

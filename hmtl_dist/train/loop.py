@@ -14,7 +14,8 @@
         a rank was asked to stop:      all ranks report and save at this step, and end
 
 The loop knows protocols only: it can be read, run and profiled on a machine without Ray, DeepSpeed, MLflow or S3.
-Nothing in it waits for the device but the stop flag that the ranks agree on, once a step, and the figures of a window.
+Nothing in it waits for the device but the stop flag that the ranks agree on, once a micro-batch, and the figures of a
+window.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from hmtl_dist.config.io import flatten, to_dict
+from hmtl_dist.data.schema import Field, IndexHeader
 from hmtl_dist.engine.base import Engine
 from hmtl_dist.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from hmtl_dist.errors import UserError
@@ -20,18 +21,27 @@ OBJECTIVE = "objective"
 
 HARMLESS = (
     "name",
-    "launch.",
+    "launch.kind",
+    "launch.address",
+    "launch.storage",
+    "launch.num_workers",
     "tracking.",
-    "train.",
+    "train.report_every_steps",
+    "train.evaluate_every_epochs",
+    "train.checkpoint_every_epochs",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
     "data.url",
     "data.eval_split",
     "data.num_workers",
     "data.prefetch_batches",
     "data.buffer_bytes",
 )
-"""Keys, or beginnings of keys, that may change between the parts of a run: they move no weight, or only its end.
+"""Keys, or beginnings of keys, that may change between the parts of a run.
 
-`data.url` may change because the digest of the data is compared instead.
+They move no sample and no step of the schedule. Another `launch.num_workers` takes the same samples in the same order,
+but sums in another order and gives BatchNorm and dropout other shares. `data.url` may change because the digest of the
+data is compared instead.
 """
 
 
@@ -53,17 +63,41 @@ def saved_config(manifest: Mapping[str, Any]) -> RunConfig:
     return RunConfig.model_validate(manifest["config"])
 
 
+def check_fields(trained: Mapping[str, Field], found: Mapping[str, Field], where: str) -> None:
+    """Compare the labels of two splits or sets: figures mean something only where the classes are the same.
+
+    Raises:
+        UserError: A label of both has other classes, or is of another kind.
+    """
+    for name in trained.keys() & found.keys():
+        then, now = trained[name], found[name]
+        if (then.kind, then.classes) != (now.kind, now.classes):
+            raise UserError(
+                f"{where}: label '{name}' is {_say(now)} there, the model is trained on {_say(then)}; "
+                "build the set with the same classes in the same order"
+            )
+
+
+def saved_fields(manifest: Mapping[str, Any]) -> dict[str, Field]:
+    """Return the labels of the data that a checkpoint was trained on."""
+    return {name: Field.model_validate(field) for name, field in manifest["fields"].items()}
+
+
+def _say(field: Field) -> str:
+    return f"one of {', '.join(field.classes)}" if field.kind == "category" else "a number"
+
+
 class Saver:
     """Saves and restores one rank's engine and objective."""
 
     def __init__(
-        self, config: RunConfig, place: Place, engine: Engine, objective: Objective, *, data_digest: str
+        self, config: RunConfig, place: Place, engine: Engine, objective: Objective, *, data: IndexHeader
     ) -> None:
         self._config = config
         self._place = place
         self._engine = engine
         self._objective = objective
-        self._data_digest = data_digest
+        self._data = data
         self._folder = checkpoints_folder(place.storage)
 
     def save(self, step: int, metrics: Mapping[str, float]) -> str:
@@ -72,7 +106,8 @@ class Saver:
         if self._place.rank == 0:
             manifest = {
                 "config": to_dict(self._config),
-                "data_digest": self._data_digest,
+                "data_digest": self._data.digest,
+                "fields": {name: field.model_dump(mode="json") for name, field in self._data.fields.items()},
                 "metrics": dict(metrics),
                 "run_id": self._config.tracking.run_id,
                 "versions": versions(),
@@ -104,7 +139,7 @@ class Saver:
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
         name = self._config.name
-        if manifest["data_digest"] != self._data_digest:
+        if manifest["data_digest"] != self._data.digest:
             raise UserError(
                 f"run '{name}' was begun on other data than {self._config.data.url} holds now; "
                 "give the new run another name, such as name=" + name + "-2"

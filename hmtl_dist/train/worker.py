@@ -16,7 +16,7 @@ from hmtl_dist import rng
 from hmtl_dist.augment import GeometricTransform
 from hmtl_dist.config.io import flatten
 from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.schema import IndexHeader
+from hmtl_dist.data.schema import Field, IndexHeader
 from hmtl_dist.data.shards import ShardIndex, open_index
 from hmtl_dist.data.stream import Stream
 from hmtl_dist.engine import build_engine
@@ -39,7 +39,7 @@ from hmtl_dist.train.base import Listener, Outcome, Place
 from hmtl_dist.train.evaluate import Evaluation, Evaluator
 from hmtl_dist.train.inputs import InputMaker
 from hmtl_dist.train.loop import Run, Share, train
-from hmtl_dist.train.saving import Saver
+from hmtl_dist.train.saving import Saver, check_fields
 from hmtl_dist.train.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,6 @@ def _train(trainee: "Trainee", listener: Listener) -> Outcome:
         status = "KILLED"
         raise
     finally:
-        trainee.engine.close()
         tracker.close(status)
     return outcome
 
@@ -111,6 +110,7 @@ class Trainee:
         self.schedule = make_schedule(config, self._plan.steps_per_epoch)
 
         header = self._train_index.header
+        check_fields(header.fields, self._eval_index.header.fields, f"split {config.data.eval_split}")
         parts = build_parts(config, header, ranks)
         self.objective = parts.objective
         self.engine: Engine = build_engine(
@@ -122,7 +122,7 @@ class Trainee:
             steps_per_epoch=self.schedule.steps_per_epoch,
         )
         parts.follow(self.device)
-        self.saver = Saver(config, place, self.engine, self.objective, data_digest=header.digest)
+        self.saver = Saver(config, place, self.engine, self.objective, data=header)
         self._inputs = InputMaker(
             self.device, config.seed, micro_batches=config.engine.accumulation_steps, augment=config.augment
         )
@@ -217,19 +217,23 @@ def build_parts(config: RunConfig, header: IndexHeader, ranks: Ranks) -> Parts:
     return Parts(objective, HMTLModel(config.model, objective.heads(), objective.wiring, objective.log_vars), frozen)
 
 
-def evaluate_state(config: RunConfig, state: EngineState, objective_state: Mapping[str, Tensor]) -> Evaluation:
+def evaluate_state(
+    config: RunConfig, state: EngineState, objective_state: Mapping[str, Tensor], fields: Mapping[str, Field]
+) -> Evaluation:
     """Evaluate a saved state in this process, on the CPU or the first GPU; EMA weights where there are some.
 
     Args:
         config: The configuration that the state was trained with, `data` naming what to evaluate on.
         state: The engine's part of a checkpoint.
         objective_state: The objective's part.
+        fields: The labels that it was trained on.
 
     Raises:
         UserError: The data cannot be read, or holds other labels.
     """
     device = torch.device("cuda" if config.launch.gpus_per_worker and torch.cuda.is_available() else "cpu")
     index = open_index(config.data.url, config.data.eval_split)
+    check_fields(fields, index.header.fields, config.data.url)
     parts = build_parts(config, index.header, SingleRank())
     try:
         parts.model.load_state_dict(state.ema or state.model)

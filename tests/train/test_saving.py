@@ -5,20 +5,34 @@ import pytest
 import torch
 from torch import Tensor
 
+from hmtl_dist.data.schema import Field, IndexHeader
 from hmtl_dist.engine.base import Engine
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.base import Place
-from hmtl_dist.train.saving import Saver
+from hmtl_dist.train.saving import Saver, check_fields
 from tests.train.toy import batch, build, config
 
 DATA = "digest of the data"
 
 
+def header(digest: str) -> IndexHeader:
+    return IndexHeader(
+        dataset="toy",
+        split="train",
+        fields={"mood": Field(kind="category", classes=("good", "bad"))},
+        num_samples=8,
+        num_shards=1,
+        num_bytes=8,
+        label_counts={},
+        digest=digest,
+    )
+
+
 def saver(tree: RunConfig, folder: Path, digest: str = DATA) -> tuple[Saver, Engine]:
     objective, engine = build(tree)
     place = Place(0, 1, 0, "cpu", folder / "scratch", str(folder))
-    return Saver(tree, place, engine, objective, data_digest=digest), engine
+    return Saver(tree, place, engine, objective, data=header(digest)), engine
 
 
 def save(tree: RunConfig, folder: Path, *steps: int) -> dict[str, Tensor]:
@@ -57,6 +71,7 @@ def test_a_restored_run_has_the_weights_counters_and_figures_of_its_checkpoint(t
     [
         ("seed", {"seed": 1}, "0", "1"),
         ("optim.learning_rate", {"optim": {"learning_rate": 0.5}}, "0.001", "0.5"),
+        ("train.epochs", {"train": {"epochs": 99}}, "10", "99"),
         ("data.batch_size", {"data": {"url": "nowhere", "batch_size": 16}}, "8", "16"),
         (
             "tasks.puzzling.grid",
@@ -90,7 +105,7 @@ def test_a_setting_that_is_new_is_refused_as_unset_before(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "sections",
     [
-        {"train": {"epochs": 99, "report_every_steps": 1}},
+        {"train": {"report_every_steps": 1, "keep_checkpoints": 5}},
         {"data": {"url": "elsewhere", "batch_size": 8, "num_workers": 3, "buffer_bytes": 1 << 30}},
         {"launch": {"kind": "ray", "num_workers": 2}},
         {"tracking": {"experiment": "other"}},
@@ -113,3 +128,12 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     save(config(train={"keep_checkpoints": 2}), tmp_path, 1, 2, 3)
     kept = sorted(path.parent.name for path in (tmp_path / "checkpoints").glob("*/manifest.json"))
     assert kept == ["step-00000002", "step-00000003"]
+
+
+def test_labels_with_other_classes_are_refused() -> None:
+    trained = {"mood": Field(kind="category", classes=("good", "bad")), "age": Field(kind="number")}
+    check_fields(trained, {"mood": trained["mood"]}, "set")
+    with pytest.raises(
+        UserError, match=r"^set: label 'mood' is one of bad, good there, "
+    ):
+        check_fields(trained, {"mood": Field(kind="category", classes=("bad", "good"))}, "set")
