@@ -9,8 +9,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -78,11 +78,12 @@ class Console:
         print("warning:", text, file=self._err)
 
     @contextmanager
-    def capture(self, log: Path) -> Generator[None]:
+    def capture(self, log: Path, redact: Callable[[str], str] = str) -> Generator[None]:
         """Lead descriptors 1 and 2 of this process, and of those it starts, to the end of a log file.
 
         A `UserError` passes through, and so does an `OSError` of `STORAGE_TROUBLE`. Any other exception leaves its
         traceback in the log and its one line, with the path of the log, on the terminal.
+        What `redact` takes out of a line does not stay in the log.
 
         Raises:
             SystemExit: with code 1, after such an exception.
@@ -106,7 +107,7 @@ class Console:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in STORAGE_TROUBLE:
                 raise
-            self._fail(error, log)
+            self._fail(error, log, redact)
             raise SystemExit(1) from error
         finally:
             self._log = None
@@ -114,11 +115,12 @@ class Console:
             for descriptor, original in zip((1, 2), saved, strict=True):
                 os.dup2(original, descriptor)
                 os.close(original)
+            _rewrite(log, redact)
 
-    def _fail(self, error: Exception, log: Path) -> None:
+    def _fail(self, error: Exception, log: Path, redact: Callable[[str], str]) -> None:
         with log.open("a") as file:
             traceback.print_exception(error, file=file)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
         cause = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         print(f"error: {cause}\nthe log has more: {log}", file=self._err)
 
@@ -227,6 +229,17 @@ class _Lines(Progress):
 
 def _duplicate(descriptor: int) -> TextIO:
     return os.fdopen(os.dup(descriptor), "w", buffering=1, encoding="utf-8", errors="replace")
+
+
+def _rewrite(log: Path, redact: Callable[[str], str]) -> None:
+    """Apply `redact` to each line of a log, which other programs have written too; nothing happens on a full disk."""
+    with suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines(keepends=True)
+        cleaned = [redact(line) for line in lines]
+        if cleaned != lines:
+            new = log.with_suffix(".new")
+            new.write_text("".join(cleaned))
+            new.replace(log)
 
 
 def _flush() -> None:

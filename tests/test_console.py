@@ -116,3 +116,10 @@ with Console() as console, console.progress("train", 4) as progress:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (185, "3m05s"), (7380, "2h03m")])
 def test_duration_is_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_secret_in_what_others_print_does_not_stay_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with Console() as console, console.capture(log, lambda line: line.replace("s3cret", "***")):
+        os.write(1, b"the key is s3cret\n")
+    assert log.read_text() == "the key is ***\n"

@@ -81,9 +81,10 @@ def run(config: "RunConfig", console: "Console", *, quiet: bool = False) -> "Fin
     """Train, with progress on the console and everybody else's output in the run's log."""
     from hmtl_dist.config.io import home
     from hmtl_dist.launch.driver import drive
+    from hmtl_dist.tracking.redact import redact
 
     log = home() / "runs" / config.name / "log.txt"
-    with console.capture(log):
+    with console.capture(log, redact):
         if quiet:
             return drive(config, lambda step: None)
         console.say(f"run {config.name}: {config.launch.num_workers} worker(s), log {log}")
