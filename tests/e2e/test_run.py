@@ -91,6 +91,12 @@ def test_a_saved_run_is_evaluated_as_at_its_end(uninterrupted: Finished) -> None
     assert evaluation.figures == pytest.approx(uninterrupted.outcome.metrics, rel=1e-6)
 
 
+def test_a_checkpoint_is_evaluated_by_its_own_path(uninterrupted: Finished) -> None:
+    assert uninterrupted.outcome.checkpoint is not None
+    _, checkpoint = evaluate_run(uninterrupted.outcome.checkpoint)
+    assert checkpoint == uninterrupted.outcome.checkpoint
+
+
 @pytest.mark.slow
 def test_data_that_moved_elsewhere_go_on(uninterrupted: Finished, url: str, tmp_path: Path) -> None:
     stop_in_mid_epoch(config("moved", url))

@@ -354,6 +354,10 @@ def test_without_a_server_a_run_starts_in_bounded_time_and_writes_its_journal(
     assert waited < 8.0
 
 
+def test_a_run_that_goes_on_keeps_its_id_while_the_server_is_away() -> None:
+    assert create_run(TrackingConfig(uri=NOBODY, run_id="begun"), name="run") == "begun"
+
+
 def test_without_a_required_server_a_run_is_refused_in_one_line() -> None:
     config = TrackingConfig(uri=NOBODY, required=True)
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer .* tracking\.required=false"):
