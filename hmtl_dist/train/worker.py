@@ -22,7 +22,6 @@ from hmtl_dist.data.stream import Stream
 from hmtl_dist.engine import build_engine
 from hmtl_dist.engine.base import Engine, EngineState
 from hmtl_dist.engine.ranks import TorchRanks
-from hmtl_dist.errors import UserError
 from hmtl_dist.model.frozen import FrozenNet, build_frozen
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.run_config import RunConfig
@@ -235,13 +234,7 @@ def evaluate_state(
     index = open_index(config.data.url, config.data.eval_split)
     check_fields(fields, index.header.fields, config.data.url)
     parts = build_parts(config, index.header, SingleRank())
-    try:
-        parts.model.load_state_dict(state.ema or state.model)
-    except RuntimeError as error:
-        raise UserError(
-            f"{config.data.url} has other classes than the data that this run was trained on; "
-            "evaluate it on data with the same labels"
-        ) from error
+    parts.model.load_state_dict(state.ema or state.model)
     parts.model.to(device).eval()
     parts.follow(device)
     parts.objective.load_state(objective_state)

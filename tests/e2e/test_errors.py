@@ -201,7 +201,9 @@ def test_evaluating_on_data_with_other_classes(recipe: Path, tmp_path: Path) -> 
     build(adapter, str(tmp_path / "other"), BuildSettings(dataset="other", splits={"val": 1.0}))
     assert CliRunner().invoke(app, ["train", str(recipe), "name=mine"]).exit_code == 0
     message = fails("evaluate", "mine", "--data", tmp_path / "other")
-    assert message.startswith(f"{tmp_path}/other has other classes than the data that this run was trained on; ")
+    assert message.startswith(
+        f"{tmp_path}/other: label 'expression' is one of glad, sad there, the model is trained on "
+    )
 
 
 # --- building ----------------------------------------------------------------------------------------------------
