@@ -133,7 +133,5 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_labels_with_other_classes_are_refused() -> None:
     trained = {"mood": Field(kind="category", classes=("good", "bad")), "age": Field(kind="number")}
     check_fields(trained, {"mood": trained["mood"]}, "set")
-    with pytest.raises(
-        UserError, match=r"^set: label 'mood' is one of bad, good there, "
-    ):
+    with pytest.raises(UserError, match=r"^set: label 'mood' is one of bad, good there, "):
         check_fields(trained, {"mood": Field(kind="category", classes=("bad", "good"))}, "set")
