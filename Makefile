@@ -12,13 +12,15 @@ PIP_ARGS ?=
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 PINS := pyproject.toml constraints.txt
-# Byte-compiling everything at installation costs more than compiling at first import the little that is imported.
-INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+# Byte-compiling everything at installation costs more than compiling at first import the little that is imported, unless
+# the environment forbids Python to keep that: then every process of every run would compile it again.
+INSTALL = $(BIN)/python -m pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --disable-pip-version-check \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PIP_ARGS) --constraint constraints.txt
 PYTEST = $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile
 
@@ -51,6 +53,7 @@ help: ## Say what there is
 	@echo '  PYTEST_WORKERS=2        test processes'
 	@echo '  PYTEST_ARGS="..."       more arguments for pytest, such as "-k plan" or "tests/data"'
 	@echo '  DEMO_ARGS="..."         more arguments for hmtl-dist demo'
+	@echo '  BENCH_ARGS="--only ..." some benchmarks only: batched engine gpu index_size peers ...'
 
 .PHONY: demo
 demo: $(DEMO_STAMP) ## Install what a run needs, start local services, train on drawn faces
@@ -63,6 +66,10 @@ test: $(TEST_STAMP) ## The quick tests (all but `slow`; `gpu` where there is one
 .PHONY: test-all
 test-all: $(TEST_STAMP) ## Every test (`gpu` where there is one)
 	@$(PYTEST) $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(TEST_STAMP) build/peers/.installed ## The README's benchmarks beside their peers (two hours; an idle machine): build/bench.json
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: lint
 lint: $(TEST_STAMP) ## ruff, basedpyright, import-linter
@@ -81,6 +88,10 @@ clean: ## Remove the virtual environment, caches and builds (never a run or a da
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find hmtl_dist tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
+build/peers/.installed: benchmarks/peers.txt | $(TEST_STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target build/peers --no-deps -r $<
+	@touch $@
+
 # Stamps: pip runs again only when the pins have changed.
 $(DEMO_STAMP): $(PINS)
 	@$(make_venv)
@@ -91,5 +102,5 @@ $(DEMO_STAMP): $(PINS)
 $(TEST_STAMP): $(PINS)
 	@$(make_venv)
 	@echo 'installing what the tests need (once; minutes)'
-	@$(INSTALL) --editable '.[local,test]'
+	@$(INSTALL) --editable '.[local,export,serve,server,test]'
 	@touch $@ $(DEMO_STAMP)

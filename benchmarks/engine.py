@@ -6,6 +6,7 @@ Wall time is what counts; CPU time of the rank is printed beside it, since other
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -66,6 +67,7 @@ def measure(rank: int, arguments: argparse.Namespace, store: str) -> None:
         print(f"{arguments.model} at {arguments.image_size} px, batch {arguments.batch_size} x {arguments.ranks} ranks")
         for kind, times in (("wall", wall), ("cpu", cpu)):
             report(kind, times)
+        print(json.dumps({"arguments": vars(arguments), "wall": wall, "cpu": cpu}))
     dist.destroy_process_group()
 
 

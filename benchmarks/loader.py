@@ -5,7 +5,7 @@ picture with the same transform. The loader: shards on disk or in a real S3 serv
 shared-memory batches handed to this process. Rounds alternate, the ratio is taken within a round. Processor seconds
 (of the loader's processes and this one, not of the server) hold also on a machine that is busy with other things.
 
-    python benchmarks/loader.py --num-workers 1 --s3
+    python -m benchmarks.loader --num-workers 1 --s3
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from benchmarks.local_s3 import local_s3
 from hmtl_dist.augment import AugmentConfig, GeometricTransform
 from hmtl_dist.data.build import BuildSettings, build
 from hmtl_dist.data.config import DataConfig
@@ -29,11 +31,8 @@ from hmtl_dist.data.plan import Plan
 from hmtl_dist.data.shards import ShardIndex, open_index
 from hmtl_dist.data.stream import Stream
 from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
-from hmtl_dist.services import seaweedfs
-from hmtl_dist.services.process import Server, stop
 
 WARM_UP_STEPS = 4
-IDENTITY = seaweedfs.Identity(name="bench", access_key_id="BENCH", secret_access_key="bench-secret")
 
 
 @dataclass
@@ -52,16 +51,11 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        server = start_server(folder) if options.s3 else None
-        try:
+        with local_s3(folder) if options.s3 else nullcontext():
             urls = {"folder": str(folder / "faces")} | ({"S3": "s3://bench/faces"} if options.s3 else {})
             for url in urls.values():
                 draw_faces(url, options)
             measure({name: open_index(url, "train") for name, url in urls.items()}, options)
-        finally:
-            if server is not None:
-                stop(server.process)
-                seaweedfs.clean_up(server)
 
 
 def parse() -> argparse.Namespace:
@@ -81,20 +75,6 @@ def draw_faces(url: str, options: argparse.Namespace) -> None:
     """Build a data set of drawn faces."""
     settings = SyntheticSettings(options.samples, options.samples // 16, options.picture_size)
     build(SyntheticAdapter(settings), url, BuildSettings(dataset="bench", splits={"train": 1.0}), num_workers=2)
-
-
-def start_server(folder: Path) -> Server:
-    """Start an S3 server and point this process at it."""
-    server = seaweedfs.start(folder / "s3", (IDENTITY,), log=folder / "s3.log")
-    while not seaweedfs.is_ready(server, IDENTITY, "bench"):
-        time.sleep(0.1)
-    os.environ |= {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": IDENTITY.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": IDENTITY.secret_access_key,
-        "AWS_REGION": "us-east-1",
-    }
-    return server
 
 
 def measure(indexes: dict[str, ShardIndex], options: argparse.Namespace) -> None:

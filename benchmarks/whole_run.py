@@ -1,10 +1,10 @@
 """Images per second of a whole training run over those of its bare step, in one run on the same workers.
 
-Two Ray Train workers train through DeepSpeed from a real S3 server with decoding, augmentation, all tasks, reports and
+Ray Train workers train through DeepSpeed from a real S3 server with decoding, augmentation, all tasks, reports and
 MLflow (the whole run), and take the same steps on one resident batch without data, reports and tracking (the bare
 step). The two alternate round by round, so that a change of the machine's speed falls on both.
 
-    python -m benchmarks.whole_run --rounds 9 --steps 12
+    python -m benchmarks.whole_run --rounds 9 --steps 12 --num-workers 1
 """
 
 import argparse
@@ -32,29 +32,23 @@ RESULT = "whole_run.json"
 def measure(config: RunConfig, place: Place, listener: Listener) -> Outcome:
     """Alternate the whole run and the bare step on one rank; rank 0 writes the seconds of each round."""
     from hmtl_dist.tracking.base import SilentTracker
-    from hmtl_dist.train.loop import Run, train
-    from hmtl_dist.train.worker import Trainee, reseed
+    from hmtl_dist.train.loop import train
+    from hmtl_dist.train.worker import Trainee
 
     rounds, steps = (int(os.environ[name]) for name in ("HMTL_BENCH_ROUNDS", "HMTL_BENCH_STEPS"))
     trainee = Trainee(config, place)
-    tracker = SilentTracker() if place.rank else trainee.open_journal()
+    tracker = SilentTracker() if place.rank else trainee.open_journal(None)
     objective, engine = trainee.objective, trainee.engine
     seconds: dict[str, list[float]] = {"whole": [], "bare": []}
     with trainee.open_train_stream() as stream:
         shares = trainee.shares(stream)
         resident = [replace(inputs, images=inputs.images.clone()) for inputs in next(shares).micro_batches]
-        run = Run(
+        run = replace(
+            trainee.make_run(stream, tracker, listener, None),
             shares=[],
-            objective=objective,
-            engine=engine,
             schedule=replace(trainee.schedule, evaluate_every_epochs=10**6, checkpoint_every_epochs=10**6),
-            tracker=tracker,
-            listener=listener,
-            shows=place.rank == 0,
-            reseed=lambda micro_step: reseed(config.seed, place.rank, micro_step),
-            evaluate=lambda _: {},
-            save=lambda _, __: "",
-            waited=lambda: stream.stats.wait_seconds,
+            due=lambda: False,
+            saved=lambda: None,
         )
         outcome = train(run)
         for _ in range(rounds + 1):
@@ -83,7 +77,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds, after one that is not")
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps of a round")
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=32, help="samples of a step over both workers")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples of a step over all workers")
+    parser.add_argument("--num-workers", type=int, default=2, help="training workers")
     arguments = parser.parse_args()
 
     from hmtl_dist.launch.ray_train import run_ray
@@ -105,6 +100,7 @@ def main() -> None:
                     f"data.url={url}",
                     f"data.image_size={arguments.image_size}",
                     f"data.batch_size={arguments.batch_size}",
+                    f"launch.num_workers={arguments.num_workers}",
                     "augment=weak",
                     "tasks.puzzling.every=1",
                     "tasks.inpainting.every=1",

@@ -10,12 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self, TextIO
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
@@ -23,6 +24,8 @@ from hmtl_dist.errors import STORAGE_TROUBLE, UserError
 
 PLAIN_SECONDS = 10.0
 """Seconds between two plain lines of one progress, where nobody watches a bar."""
+BAR_COLUMNS = 80
+"""A terminal narrower than this has room for the figures only."""
 _REFRESH_SECONDS = 0.1
 
 
@@ -46,7 +49,7 @@ class Console:
         _flush()
         self._out = _duplicate(1)
         self._err = _duplicate(2)
-        self._rich = RichConsole(file=self._out, highlight=False, soft_wrap=True)
+        self._rich = RichConsole(file=self._out, highlight=False, soft_wrap=True, emoji=False)
         self._log: Path | None = None
 
     def __enter__(self) -> Self:
@@ -73,22 +76,40 @@ class Console:
         """Print a table or another rich object."""
         self._rich.print(renderable)
 
+    def pass_on(self, text: str) -> None:
+        """Write what another program printed, as it is."""
+        self._out.write(text)
+        self._out.flush()
+
+    def ask(self, question: str) -> str:
+        """Return the line that somebody at the terminal answers with."""
+        self.pass_on(question)
+        return sys.stdin.readline()
+
     def warn(self, text: str) -> None:
         """Print a warning of one line to the error output."""
         print("warning:", text, file=self._err)
+
+    def interrupt(self, text: str) -> None:
+        """Print a line to the error output from inside a signal's handler, where no lock may be taken."""
+        begin = "\r\x1b[2K" if self.is_terminal else ""  # over the bar, which draws itself again below
+        with suppress(OSError):
+            os.write(self._err.fileno(), f"{begin}{text}\n".encode())
 
     @contextmanager
     def capture(self, log: Path, redact: Callable[[str], str] = str) -> Generator[None]:
         """Lead descriptors 1 and 2 of this process, and of those it starts, to the end of a log file.
 
         A `UserError` passes through, and so does an `OSError` of `STORAGE_TROUBLE`. Any other exception leaves its
-        traceback in the log and its one line, with the path of the log, on the terminal.
+        traceback in the log and its one line, with the path of the log, on the terminal. After a `UserError` an empty
+        log does not stay, nor a folder that was made for it alone.
         What `redact` takes out of a line does not stay in the log.
 
         Raises:
             SystemExit: with code 1, after such an exception.
             UserError: the log file cannot be opened.
         """
+        made, refused = not log.parent.exists(), False
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -103,6 +124,7 @@ class Console:
         try:
             yield
         except UserError:
+            refused = True
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in STORAGE_TROUBLE:
@@ -116,6 +138,8 @@ class Console:
                 os.dup2(original, descriptor)
                 os.close(original)
             _rewrite(log, redact)
+            if made and refused:
+                _remove_unused(log)
 
     def _fail(self, error: Exception, log: Path, redact: Callable[[str], str]) -> None:
         with log.open("a") as file:
@@ -123,6 +147,15 @@ class Console:
         lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
         cause = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         print(f"error: {cause}\nthe log has more: {log}", file=self._err)
+
+    @contextmanager
+    def live(self) -> "Generator[Live]":
+        """Keep one renderable at the end of the terminal, drawn anew by every `update`."""
+        free = self._log is None
+        with Live(
+            console=self._rich, auto_refresh=False, redirect_stdout=free, redirect_stderr=free, transient=True
+        ) as live:
+            yield live
 
     @contextmanager
     def progress(self, title: str, total: int, *, plain_seconds: float = PLAIN_SECONDS) -> "Generator[Progress]":
@@ -139,9 +172,10 @@ class Console:
             return
         # A captured process has nothing to say on the terminal; one that is not may print above the bar.
         free = self._log is None
+        bar_column = [BarColumn(bar_width=24)] if self._rich.width >= BAR_COLUMNS else []
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            *bar_column,
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -151,6 +185,23 @@ class Console:
         ) as bar:
             yield _Bar(bar, title, total)
             bar.refresh()
+
+    @contextmanager
+    def counted(self, title: str, *, quiet: bool = False) -> "Generator[Callable[[int, int], None]]":
+        """Yield a function of (done, total) that shows the share done and the time left, from its first call on."""
+        with ExitStack() as stack:
+            shown: list[Progress] = []
+            started = time.monotonic()
+
+            def show(done: int, total: int) -> None:
+                if quiet:
+                    return
+                if not shown:
+                    shown.append(stack.enter_context(self.progress(title, total)))
+                spent = time.monotonic() - started
+                shown[0].update(done, eta_seconds=spent / done * (total - done) if done else None)
+
+            yield show
 
 
 class Progress:
@@ -174,14 +225,12 @@ class Progress:
             losses: Loss of each task, by name.
             eta_seconds: Time left, in seconds.
         """
-        parts: list[str] = []
+        parts = [] if eta_seconds is None else [f"ETA {duration(eta_seconds)}"]  # first: a narrow terminal cuts the end
         if samples_per_second is not None:
             parts.append(f"{samples_per_second:,.1f} img/s")
         if wait_share is not None:
             parts.append(f"wait {wait_share:.0%}")
         parts += [f"{name} {loss:.4g}" for name, loss in (losses or {}).items()]
-        if eta_seconds is not None:
-            parts.append(f"ETA {duration(eta_seconds)}")
         self._update(step, "  ".join(parts))
 
     def _update(self, step: int, figures: str) -> None:
@@ -240,6 +289,14 @@ def _rewrite(log: Path, redact: Callable[[str], str]) -> None:
             new = log.with_suffix(".new")
             new.write_text("".join(cleaned))
             new.replace(log)
+
+
+def _remove_unused(log: Path) -> None:
+    """Remove an empty log with its folder, if nothing else is in it."""
+    with suppress(OSError):
+        if log.stat().st_size == 0 and [*log.parent.iterdir()] == [log]:
+            log.unlink()
+            log.parent.rmdir()
 
 
 def _flush() -> None:

@@ -58,7 +58,7 @@ def examine(url: str | None = None) -> list[Check]:
         ("python", _python),
         ("packages", _packages),
         ("compiler", _compiler),
-        ("gpu", _gpu),
+        ("gpu", gpu),
         ("home", lambda: disk("home", home(), fail_gib=1, warn_gib=10)),
         ("shared memory", lambda: disk("shared memory", Path("/dev/shm"), fail_gib=0.06, warn_gib=0.5)),
         ("s3", lambda: s3(os.environ, services, url)),
@@ -110,7 +110,7 @@ def tested_versions() -> dict[str, str]:
 
 
 def _packages() -> Check:
-    installed = {name: _version(name) for name in _required()}
+    installed = {name: version(name) for name in _required()}
     if missing := [name for name, version in installed.items() if version is None]:
         return Check("packages", "fail", f"not installed: {', '.join(missing)}", "run: pip install -e '.[local]'")
     tested = tested_versions()
@@ -134,7 +134,8 @@ def _required() -> list[str]:
     return [*TESTED, *(name[0] for name in names if name and name[0] not in TESTED)]
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Return the version of an installed package, without what marks its build."""
     try:
         return metadata.version(name).split("+")[0]
     except metadata.PackageNotFoundError:
@@ -148,7 +149,8 @@ def _compiler() -> Check:
     return Check("compiler", "warn", "no C++ compiler, which compiled optimizers and torch.compile need", "install g++")
 
 
-def _gpu() -> Check:
+def gpu() -> Check:
+    """Look at the GPUs that the driver knows, and whether torch can use them."""
     program = shutil.which("nvidia-smi")
     names: list[str] = []
     if program is not None:
@@ -222,6 +224,8 @@ def _local_s3(services: ServicesInfo, *, signed_by_environment: bool) -> Check:
 def _readable(url: str) -> Check:
     from hmtl_dist.data.storage import S3Storage, open_storage
 
+    if "://" not in url and not Path(url).is_dir():
+        return Check("s3", "fail", f"{url}: no such folder", "check the path, or give s3://BUCKET/PREFIX")
     try:
         storage = S3Storage(url, None, _TIMEOUT_SECONDS) if url.startswith("s3://") else open_storage(url)
         found = next(iter(storage.list()), None)
@@ -260,23 +264,23 @@ def mlflow(environment: Mapping[str, str], services: ServicesInfo | None) -> Che
 
 def ray(environment: Mapping[str, str]) -> Check:
     """Look whether Ray is installed, and whether the cluster that would be joined asks for a token."""
-    version = _version("ray")
-    if version is None:
+    installed = version("ray")
+    if installed is None:
         return Check("ray", "fail", "not installed", "run: pip install -e .")
     address = environment.get("RAY_ADDRESS")
     if not address:
-        return Check("ray", "ok", f"{version}; runs start a Ray of their own")
+        return Check("ray", "ok", f"{installed}; runs start a Ray of their own")
     mode = environment.get("RAY_AUTH_MODE", "")
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     file = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
     has_token = bool(environment.get("RAY_AUTH_TOKEN")) or file.is_file()
     if mode == "token" and not has_token:
         remedy = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-        return Check("ray", "fail", f"{version}; RAY_AUTH_MODE=token, but no token in {file}", remedy)
+        return Check("ray", "fail", f"{installed}; RAY_AUTH_MODE=token, but no token in {file}", remedy)
     if mode not in ("token", "disabled"):
         remedy = "set RAY_AUTH_MODE=token (or disabled, on a network you trust)"
-        return Check("ray", "warn", f"{version}; cluster {address}, RAY_AUTH_MODE is not set", remedy)
-    return Check("ray", "ok", f"{version}; cluster {address}, RAY_AUTH_MODE={mode}")
+        return Check("ray", "warn", f"{installed}; cluster {address}, RAY_AUTH_MODE is not set", remedy)
+    return Check("ray", "ok", f"{installed}; cluster {address}, RAY_AUTH_MODE={mode}")
 
 
 def _has_credentials(environment: Mapping[str, str]) -> bool:

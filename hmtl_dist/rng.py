@@ -47,6 +47,7 @@ class Stream(IntEnum):
     SYNTHETIC = 12
     SPLIT = 13
     TILE_ROTATION = 14
+    MIX_PARTNER = 15
 
 
 def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> tuple[Array, Array, Array, Array]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 from hmtl_dist.services import mlflow, seaweedfs
 from hmtl_dist.services.process import Server, stop
 from tests.servers import ADMIN, READER, S3Server, await_server
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any test imports torch: one thread a process, and nothing of the person who runs the tests.
 for _name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "RAY_")) or name == "HMTL_HOME"]:
@@ -27,13 +32,20 @@ os.environ.update(
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def hmtl_home(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
-    """A home of this test process's own; nothing is read from or written to the user's."""
+    """A home of each test file's own; nothing is read from or written to the user's."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HMTL_HOME", str(home))
         yield home
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own, where tests of one file call runs by the same name and keep them in other places."""
+    monkeypatch.setenv("HMTL_HOME", str(tmp_path / "own-home"))
+    return tmp_path / "own-home"
 
 
 @pytest.fixture(scope="session")

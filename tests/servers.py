@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from hmtl_dist.data.storage import S3Access, S3Storage
+from hmtl_dist.services import mlflow
 from hmtl_dist.services.process import Server, is_running, stop
 from hmtl_dist.services.seaweedfs import Identity
 
-START_SECONDS = 180.0
+START_SECONDS = 600.0
 ADMIN = Identity(name="admin", access_key_id="TESTADMIN", secret_access_key="test-admin-secret")
 READER = Identity(
     name="reader",
@@ -65,3 +66,33 @@ def await_server(launch: Callable[[], Server], is_ready: Callable[[Server], bool
             server = launch()
         time.sleep(0.05)
     return server
+
+
+class OwnMLflow:
+    """An MLflow server that a test may take away; it comes back at the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        self._ports: tuple[int, ...] = ()
+
+    def start(self) -> None:
+        log = self._folder / "mlflow.log"
+
+        def launch() -> Server:
+            return mlflow.start(self._folder / "data", log=log, wanted_ports=self._ports)
+
+        self._server = await_server(launch, mlflow.is_ready, log)
+        assert not self._ports or self._server.ports == self._ports
+        self._ports = self._server.ports
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def database(self) -> Path:
+        return self._folder / "data" / "mlflow.db"
+
+    def stop(self, grace_seconds: float = 5.0) -> None:
+        stop(self._server.process, grace_seconds=grace_seconds)

@@ -1,12 +1,14 @@
 """A pytest plugin: what "everything ran" means, on this machine.
 
 Tests marked `gpu` are skipped where there is no CUDA device, those on real faces where `HMTL_TEST_FACES` names no
-folder. With `--strict-skips` any other skipped test fails the session: a check that this machine can run but did not
-run is not a check that passed.
+folder, those that fill a small disk where none can be mounted, those that render Kubernetes overlays where there is
+no kubectl, that of network namespaces where none can be made. With `--strict-skips` any other skipped test fails the
+session: a check that this machine can run but did not run is not a check that passed.
 """
 
 import functools
 import os
+import shutil
 from collections.abc import Sequence
 
 import pytest
@@ -58,7 +60,10 @@ class _StrictSkips:
         reason = str(report.longrepr)
         no_device = "gpu" in keywords and _NO_CUDA in reason
         no_faces = "HMTL_TEST_FACES" in reason and not os.environ.get("HMTL_TEST_FACES")
-        if not (no_device or no_faces):
+        no_mount = "no right to mount" in reason
+        no_kubectl = "kubectl is not installed" in reason and shutil.which("kubectl") is None
+        no_network = "no right to make a network namespace" in reason
+        if not (no_device or no_faces or no_mount or no_kubectl or no_network):
             self.unexpected.append(report.nodeid)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmtl_dist.augment import PRESETS, AugmentConfig, GeometricTransform, cutout, photometric
+from hmtl_dist.augment import PRESETS, AugmentConfig, GeometricTransform
+from hmtl_dist.augment.photometric import CACHE_BYTES, cutout, photometric
 from hmtl_dist.data.decode import DecodeError
 
 ndimage: Any = importlib.import_module("scipy.ndimage")  # publishes no types
@@ -215,8 +216,27 @@ def coloured(pictures: torch.Tensor, **options: float) -> torch.Tensor:
 STRONG = {key: value for key, value in PRESETS["strong"].items() if isinstance(value, float)}
 
 
-def test_without_amounts_pictures_stay_as_they_are() -> None:
-    torch.testing.assert_close(coloured(images()), images(), atol=1e-6, rtol=0)
+def test_without_amounts_pictures_are_not_touched() -> None:
+    pictures = images()
+    assert coloured(pictures) is pictures
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [
+        {"contrast_min": 0.5},
+        {"contrast_max": 1.5},
+        {"brightness": 0.1},
+        {"jitter_probability": 1.0, "jitter_saturation": 0.4},
+        {"jitter_probability": 1.0, "jitter_hue": 0.1},
+        {"grey_probability": 1.0},
+        {"blur_probability": 1.0, "blur_sigma": 0.02},
+        {"noise": 0.1},
+    ],
+    ids=str,
+)
+def test_one_amount_alone_changes_pictures(amount: dict[str, float]) -> None:
+    assert (coloured(images(), **amount) - images()).abs().max() > 0.01
 
 
 def test_a_sample_is_changed_alike_in_any_batch() -> None:
@@ -311,3 +331,13 @@ def test_a_cut_out_happens_as_often_as_asked() -> None:
     changed = cutout(torch.zeros(2000, 3, 8, 8), config, 0, 0, torch.arange(2000)).flatten(1).any(1)
 
     assert changed.double().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_batch_cut_into_parts_is_changed_as_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = torch.rand(80, 64, 64, 3).permute(0, 3, 1, 2)
+    positions, config = torch.arange(80), AugmentConfig(preset="strong")
+    parts = photometric(pictures, config, 7, 1, positions)
+    monkeypatch.setattr("hmtl_dist.augment.photometric.CACHE_BYTES", pictures.nbytes)
+    assert pictures.nbytes > CACHE_BYTES
+    assert torch.equal(parts, photometric(pictures, config, 7, 1, positions))
+    assert parts.is_contiguous(memory_format=torch.channels_last)

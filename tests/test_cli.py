@@ -62,6 +62,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
+@pytest.mark.parametrize(("missing", "words"), [("typer", ["--version"]), ("torch", ["config", "demo"])])
+def test_package_that_is_not_installed_is_one_line(missing: str, words: list[str]) -> None:
+    program = f"import sys\nsys.modules[{missing!r}] = None\nfrom hmtl_dist.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: the package '{missing}' is not installed for ")
+
+
 def test_mistake_of_the_user_is_one_line_and_exit_code_2() -> None:
     result = CliRunner().invoke(raising(UserError("no such thing;\nname another")), ["fail"])
     assert (result.exit_code, result.stderr) == (2, "error: no such thing; name another\n")
@@ -83,14 +91,34 @@ def test_fault_of_the_program_is_not_hidden() -> None:
     assert isinstance(CliRunner().invoke(raising(ValueError("bug")), ["fail"]).exception, ValueError)
 
 
-def test_unknown_command_is_exit_code_2(run: Run) -> None:
-    assert run("trian")[0] == 2
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "error: No such command 'trian'. Did you mean 'train'?; see `hmtl-dist --help`"),
+        (["--bogus"], "error: No such option: --bogus; see `hmtl-dist --help`"),
+        (["data", "bulid"], "error: No such command 'bulid'. Did you mean 'build'?; see `hmtl-dist data --help`"),
+        (["train"], "error: Missing argument 'recipe'; see `hmtl-dist train --help`"),
+        (["export", "x", "--format", "onx"], "error: Invalid value for '--format': 'onx' is not one of 'safetensors'"),
+        (["reproduce", "paper", "--jobs", "0"], "error: Invalid value for '--jobs': "),
+    ],
+)
+def test_mistyped_command_line_is_one_line_and_exit_code_2(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, words, prog_name="hmtl-dist")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(said)
+    assert result.stderr.count("\n") == 1
+
+
+def test_command_without_its_own_command_shows_the_help(run: Run) -> None:
+    code, out, err = run("data")
+    assert code == 2
+    assert "verify" in out + err
 
 
 def test_shipped_spaces_are_listed_with_their_purpose(run: Run) -> None:
     code, out, _ = run("spaces", "ls", "--json")
     assert code == 0
-    assert json.loads(out)["task_weights"].startswith("How much each task counts")
+    assert json.loads(out)["task_weights"].startswith("How much each pretext task counts")
 
 
 def test_shipped_space_is_printed(run: Run) -> None:
@@ -100,6 +128,16 @@ def test_shipped_space_is_printed(run: Run) -> None:
 def test_shipped_space_is_copied_into_a_folder(run: Run, tmp_path: Path) -> None:
     assert run("spaces", "cp", "task_weights", str(tmp_path)) == (0, f"{tmp_path}/task_weights.yaml\n", "")
     assert (tmp_path / "task_weights.yaml").read_text() == run("spaces", "cat", "task_weights")[1]
+
+
+def test_copy_that_fails_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hmtl_dist.data.storage_local.os.fsync", full)
+    code, _, err = run("spaces", "cp", "task_weights", str(tmp_path / "mine.yaml"))
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert f"no space is left for {tmp_path}/mine.yaml" in err
 
 
 def test_copy_never_overwrites(run: Run, tmp_path: Path) -> None:
@@ -113,3 +151,15 @@ def test_misspelt_recipe_is_explained(run: Run) -> None:
     code, _, err = run("recipes", "cat", "no_such_recipe")
     assert code == 2
     assert err.startswith("error: recipe 'no_such_recipe': no recipe of this name is shipped;")
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ("age=young", "--group: given 'age=young', allowed LABEL or LABEL=20,40,60"),
+        ("age=40,20", "--group: given 'age=40,20', the ends of the groups must ascend"),
+    ],
+)
+def test_groups_that_are_not_understood_are_refused(run: Run, group: str, said: str) -> None:
+    code, _, errors = run("evaluate", "nowhere", "--group", group)
+    assert (code, errors) == (2, f"error: {said}\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hmtl_dist.console import Console, duration
+from hmtl_dist.errors import UserError
 
 _CHATTY = """
 import ctypes, os, subprocess, sys
@@ -80,7 +81,7 @@ def test_plain_progress_prints_first_and_last_between_intervals(capfd: pytest.Ca
             progress.update(
                 step, samples_per_second=1234.5, wait_share=0.034, losses={"total": 0.51234}, eta_seconds=65
             )
-    figures = "1,234.5 img/s  wait 3%  total 0.5123  ETA 1m05s"
+    figures = "ETA 1m05s  1,234.5 img/s  wait 3%  total 0.5123"
     assert capfd.readouterr().out.splitlines() == [f"train 1/100 1%  {figures}", f"train 100/100 100%  {figures}"]
 
 
@@ -123,3 +124,33 @@ def test_a_secret_in_what_others_print_does_not_stay_in_the_log(tmp_path: Path) 
     with Console() as console, console.capture(log, lambda line: line.replace("s3cret", "***")):
         os.write(1, b"the key is s3cret\n")
     assert log.read_text() == "the key is ***\n"
+
+
+@pytest.mark.parametrize("said", [b"", b"what Ray says\n"])
+def test_what_is_refused_leaves_a_folder_only_if_its_log_says_something(tmp_path: Path, said: bytes) -> None:
+    log = tmp_path / "new" / "log.txt"
+
+    def refused() -> None:
+        with Console() as console, console.capture(log):
+            os.write(1, said)
+            raise UserError("no data")
+
+    with pytest.raises(UserError, match="no data"):
+        refused()
+    assert log.exists() is bool(said)
+    assert log.parent.exists() is bool(said)
+
+
+def test_line_from_a_signals_handler_is_on_the_error_output_also_while_captured(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Console() as console, console.capture(tmp_path / "log.txt"):
+        console.interrupt("stopping")
+    assert capfd.readouterr().err == "stopping\n"
+    assert (tmp_path / "log.txt").read_text() == ""
+
+
+def test_name_that_looks_like_an_emoji_stays(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console() as console:
+        console.say("smile:number:smile:")
+    assert capfd.readouterr().out == "smile:number:smile:\n"

@@ -160,3 +160,8 @@ def test_token_file_satisfies_token_mode(tmp_path: Path) -> None:
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
     }
     assert doctor.ray(environment).status == "ok"
+
+
+def test_folder_that_is_not_there_fails(tmp_path: Path) -> None:
+    check = doctor.s3({}, None, str(tmp_path / "gone"))
+    assert (check.status, check.detail) == ("fail", f"{tmp_path}/gone: no such folder")

@@ -47,6 +47,21 @@ def test_workers_must_divide_the_lanes(recipe: str) -> None:
     assert message == ("launch.num_workers: 3 does not divide data.lanes=8; use a divisor of 8 or change data.lanes")
 
 
+def test_workers_are_a_number_or_auto(recipe: str) -> None:
+    assert load_tree(RunConfig, recipe, ["launch.num_workers=auto"]).launch.num_workers == "auto"
+    message = refused(recipe, "launch.num_workers=0")
+    assert message.startswith("launch.num_workers: given 0, allowed ")
+    assert "at least 1" in message
+    assert "auto" in message
+
+
+def test_type_of_gpus_needs_gpus(recipe: str) -> None:
+    message = refused(recipe, "launch.accelerator_type=H100")
+    assert message == (
+        "launch.accelerator_type: given 'H100', but launch.gpus_per_worker is 0; use launch.gpus_per_worker=1"
+    )
+
+
 def test_accumulation_must_divide_the_share_of_a_worker(recipe: str) -> None:
     message = refused(recipe, "launch.num_workers=4", "engine.accumulation_steps=3")
     assert message.startswith("engine.accumulation_steps: 3 does not divide the 8 samples that a worker takes a step")

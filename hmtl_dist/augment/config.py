@@ -9,6 +9,7 @@ from hmtl_dist.config.base import Section
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
+Concentration = Annotated[float, Field(ge=0.01, le=100)]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {"flip": 0.5, "crop_min": 0.69, "crop_max": 0.69},
@@ -78,10 +79,19 @@ class AugmentConfig(Section):
     """Probability of a cut-out: a grey square laid over the picture, after puzzling."""
     cutout_side: Share = 0.27
     """Side of the cut-out, as a share of the picture's."""
+    mixup_probability: Probability = 0.0
+    """Probability that a picture and its label are blended with another's of the step; for classification alone."""
+    mixup_alpha: Concentration = 0.2
+    """Mixup's share is drawn from Beta(alpha, alpha): small values blend little, 1 blends evenly."""
+    cutmix_probability: Probability = 0.0
+    """Probability that a box of another picture is laid over a picture, whose label then counts by its area."""
+    cutmix_alpha: Concentration = 1.0
+    """The picture's share, before its box is cut off at the edges, is drawn from Beta(alpha, alpha)."""
     eval_crop: Share = 0.8
     """Side of the central crop when evaluating, as a share of the picture's shorter side."""
     roll_positive: Literal["counterclockwise", "clockwise"] = "counterclockwise"
-    """Which way a head with a positive `roll` label is turned, as the viewer sees it; 300W-LP says clockwise."""
+    """Which way a head with a positive `roll` label is turned, as the viewer sees it; all sets that `data build` makes
+    say counterclockwise, whatever their authors' files do."""
 
     @model_validator(mode="before")
     @classmethod
@@ -103,4 +113,9 @@ class AugmentConfig(Section):
         ):
             if low > high:
                 raise ValueError(f"{name}_min={low} is above {name}_max={high}; set both")
+        if self.mixup_probability + self.cutmix_probability > 1:
+            raise ValueError(
+                f"mixup_probability={self.mixup_probability} and cutmix_probability={self.cutmix_probability} "
+                "exceed 1 together; a picture is mixed one way or the other"
+            )
         return self

@@ -64,14 +64,15 @@ class GeometricTransform:
             DecodeError: the bytes are no picture that can be decoded.
         """
         size = self._image_size
-        pixels = decode(encoded, min_side=math.ceil(size / float(params[SIDE])))
+        pixels = decode(encoded, min_side=math.ceil(size / float(params[SIDE])), aligned=True)
         shrink = int(float(params[SIDE]) * min(pixels.shape[:2]) / size)
         if shrink >= 2:  # what the decoder did not scale: bilinear sampling would skip pixels
             shrunk = (max(1, pixels.shape[1] // shrink), max(1, pixels.shape[0] // shrink))
             pixels = cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA)
         matrix = to_source(params, pixels.shape[0], pixels.shape[1], size)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        cv2.warpAffine(pixels, matrix, (size, size), dst=out, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        turned = cv2.warpAffine(pixels, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB, dst=out)
 
     def labels(self, labels: Mapping[str, NDArray[Any]], params: NDArray[np.float32]) -> None:
         """Let pose labels follow their pictures, in place.

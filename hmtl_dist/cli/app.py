@@ -1,22 +1,49 @@
 """The commands of `hmtl-dist` put together, and how they fail."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from hmtl_dist import __version__
-from hmtl_dist.cli import data, demo, recipes, services, train
+from hmtl_dist.cli import (
+    data,
+    demo,
+    export,
+    predict,
+    probe,
+    promote,
+    recipes,
+    report,
+    reproduce,
+    serve,
+    services,
+    submit,
+    train,
+    tune,
+    ui,
+)
 from hmtl_dist.errors import STORAGE_TROUBLE, UserError
 
 
 class Commands(TyperGroup):
     """Ends in one line and an exit code for whatever a person can cause: 2 for a mistake, 130 for Ctrl-C."""
 
+    interrupted = False
+    """Whether Ctrl-C was pressed by somebody who does not want to wait."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options that stand before the command."""
+        with _mistakes():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
         try:
-            return super().invoke(ctx)
+            with _mistakes():
+                return super().invoke(ctx)
         except UserError as error:
             _fail(str(error))
             raise typer.Exit(2) from error
@@ -27,7 +54,26 @@ class Commands(TyperGroup):
             _fail(f"{where}{STORAGE_TROUBLE[error.errno]}; mend that, or set HMTL_HOME to a folder with room")
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
+            Commands.interrupted = True
+            typer.echo("stopped; the same command again goes on from what is kept", err=True)
             raise typer.Exit(130) from None
+
+
+@contextmanager
+def _mistakes() -> Generator[None]:
+    """End in one line for an option, argument or command that is not there; without any command the help is shown."""
+    try:
+        yield
+    except _USAGE_ERROR as error:
+        text = error.format_message()
+        if type(error).__name__ == "NoArgsIsHelpError" or error.ctx is None:
+            raise
+        text = text.replace(" Value error, ", " ")  # how typer begins what an enumeration does not have
+        _fail(f"{text.rstrip('.')}; see `{error.ctx.command_path} --help`")
+        raise typer.Exit(2) from error
+
+
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer names it in public only by what is derived from it
 
 
 def _fail(message: str) -> None:
@@ -43,6 +89,16 @@ app = typer.Typer(
 )
 app.add_typer(train.app)
 app.add_typer(demo.app)
+app.add_typer(export.app)
+app.add_typer(predict.app)
+app.add_typer(serve.app)
+app.add_typer(promote.app)
+app.add_typer(probe.app)
+app.add_typer(tune.app)
+app.add_typer(reproduce.app)
+app.add_typer(report.app)
+app.add_typer(ui.app)
+app.add_typer(submit.app)
 app.add_typer(data.app, name="data", help="Make, check and look at data sets.")
 app.add_typer(services.app, name="services", help="Start and stop a local S3 and MLflow server.")
 app.add_typer(recipes.recipes, name="recipes", help="List, print and copy the shipped recipes.")
@@ -69,12 +125,29 @@ def doctor(
     url: Annotated[
         str | None, typer.Argument(help="Data set or bucket that should be readable, such as s3://faces.")
     ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Look at every node of this Ray cluster instead, such as http://head:8265.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+    every_node: Annotated[bool, typer.Option("--every-node", hidden=True)] = False,
 ) -> None:
-    """Say what is wrong with this machine and its servers, and how to mend it."""
+    """Say what is wrong with this machine and its servers, or with a cluster, and how to mend it."""
     from hmtl_dist import doctor as checks
 
-    found = checks.examine(url)
+    if every_node:  # the job of `doctor --address`
+        from hmtl_dist.doctor_cluster import report
+
+        typer.echo(report(url))
+        return
+    if address:
+        import os
+
+        from hmtl_dist.doctor_cluster import examine
+        from hmtl_dist.launch.submit import find_address
+
+        found = examine(find_address(address, os.environ), url)
+    else:
+        found = checks.examine(url)
     typer.echo(checks.as_json(found) if as_json else checks.as_text(found))
     if any(check.status == "fail" for check in found):
         raise typer.Exit(1)

@@ -1,14 +1,27 @@
 """`data`: build, draw, index, verify and look at data sets."""
 
-import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hmtl_dist.cli import data_catalog
 from hmtl_dist.cli import data_views as views
+from hmtl_dist.cli.data_catalog import (
+    AsJson,
+    DropDuplicates,
+    ImageSize,
+    JpegQuality,
+    Name,
+    Out,
+    Overwrite,
+    Seed,
+    ShardBytes,
+    ShardSamples,
+    Workers,
+)
 from hmtl_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,19 +29,12 @@ if TYPE_CHECKING:
     from hmtl_dist.data.catalog.base import Adapter
 
 app = typer.Typer(no_args_is_help=True)
-build = typer.Typer(no_args_is_help=True)
+build = typer.Typer(cls=data_catalog.CatalogueGroup, no_args_is_help=True)
 app.add_typer(build, name="build", help="Build a data set from originals.")
+app.command()(data_catalog.catalog)
 
-Out = Annotated[str, typer.Argument(help="Where to: s3://BUCKET/PREFIX or a folder.")]
 Url = Annotated[str, typer.Argument(help="The data set: s3://BUCKET/PREFIX or a folder.")]
 Splits = Annotated[str, typer.Option("--split", help="Splits and their shares, adding up to 1.")]
-Seed = Annotated[int, typer.Option(help="Decides who falls to which split, and the order of the samples.")]
-Name = Annotated[str | None, typer.Option(help="Name of the data set; the last part of OUT when not given.")]
-ShardSamples = Annotated[int, typer.Option(min=1, help="Samples a shard.")]
-ShardBytes = Annotated[int | None, typer.Option(min=1, help="About this many bytes a shard, instead of samples.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the cores of this machine when not given.")]
-Overwrite = Annotated[bool, typer.Option(help="Delete the other data set that OUT holds.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", help="NAME, NAME:category:CLASS,CLASS or NAME:number[:UNIT]; may be given several times."),
@@ -46,10 +52,11 @@ def build_folder(  # noqa: PLR0913, PLR0917  # one parameter an option
     group: Group = None,
     split: Splits = "train=0.8,val=0.2",
     seed: Seed = 0,
-    image_size: Annotated[int | None, typer.Option(min=8, help="Shrink the shorter side to this many pixels.")] = None,
-    jpeg_quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEGs that are encoded anew.")] = 95,
+    image_size: ImageSize = None,
+    jpeg_quality: JpegQuality = 95,
     shard_samples: ShardSamples = 1000,
     shard_bytes: ShardBytes = None,
+    drop_duplicates: DropDuplicates = False,
     name: Name = None,
     num_workers: Workers = None,
     overwrite: Overwrite = False,
@@ -69,15 +76,16 @@ def build_folder(  # noqa: PLR0913, PLR0917  # one parameter an option
         raise UserError("no label is named: give at least one, like --label expression or --label age:number:years")
     adapter = FolderAdapter(source, labels, file_column=file_column, specs=parse_labels(label), group=group)
     settings = BuildSettings(
-        dataset=name or _last_part(out),
+        dataset=name or last_part(out),
         splits=parse_split(split),
         seed=seed,
         image_size=image_size,
         jpeg_quality=jpeg_quality,
         shard_samples=shard_samples,
         shard_bytes=shard_bytes,
+        drop_duplicates=drop_duplicates,
     )
-    _build(adapter, out, settings, num_workers, overwrite=overwrite, as_json=as_json)
+    build_and_print(adapter, out, settings, num_workers, overwrite=overwrite, as_json=as_json)
 
 
 @app.command()
@@ -103,9 +111,9 @@ def synth(  # noqa: PLR0913, PLR0917  # one parameter an option
         SyntheticSettings(samples=samples, identities=identities, image_size=image_size, seed=seed)
     )
     settings = BuildSettings(
-        dataset=name or _last_part(out), splits=parse_split(split), seed=seed, shard_samples=shard_samples
+        dataset=name or last_part(out), splits=parse_split(split), seed=seed, shard_samples=shard_samples
     )
-    _build(adapter, out, settings, num_workers, overwrite=overwrite, as_json=as_json)
+    build_and_print(adapter, out, settings, num_workers, overwrite=overwrite, as_json=as_json)
 
 
 @app.command()
@@ -179,33 +187,37 @@ def plan(
     url: Url,
     world_size: Annotated[int, typer.Option(min=1, help="Training workers.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step over all workers.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of the section data, such as data.subset=0.2.", metavar="[KEY=VALUE]..."),
+    ] = None,
     lanes: Annotated[int, typer.Option(min=1, help="Reading lanes, as data.lanes.")] = 8,
     split: Annotated[str, typer.Option(help="Which split.")] = "train",
     seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
     shuffle_block: Annotated[int, typer.Option(min=1, help="As data.shuffle_block.")] = 1024,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an epoch of training is: steps, leftovers, and what each worker reads."""
+    """Say what an epoch of training is: what is drawn of each set, steps, leftovers, and what each worker reads."""
     from dataclasses import asdict
 
-    from hmtl_dist.data.shards import open_index
+    from hmtl_dist.config.base import Section
+    from hmtl_dist.config.io import check_tree
+    from hmtl_dist.data.config import DataConfig
     from hmtl_dist.data.summary import plan_figures
 
-    figures = plan_figures(
-        open_index(url, split),
-        world_size=world_size,
-        batch_size=batch_size,
-        lanes=lanes,
-        seed=seed,
-        block=shuffle_block,
-    )
+    class Tree(Section):
+        data: DataConfig
+
+    data = {"url": url, "train_split": split, "batch_size": batch_size, "lanes": lanes, "shuffle_block": shuffle_block}
+    config = check_tree(Tree, {"data": data}, overrides or ())
+    figures = plan_figures(config.data, world_size=world_size, seed=seed)
     if as_json:
         views.print_json(asdict(figures))
     else:
         views.print_plan(figures)
 
 
-def _build(
+def build_and_print(
     adapter: "Adapter",
     out: str,
     settings: "BuildSettings",
@@ -214,6 +226,7 @@ def _build(
     overwrite: bool,
     as_json: bool,
 ) -> None:
+    """Build a data set and print what was built."""
     from hmtl_dist.data.build import build as build_dataset
     from hmtl_dist.data.pool import default_workers
 
@@ -232,27 +245,15 @@ def _build(
     views.print_built(report, out)
 
 
-def _last_part(url: str) -> str:
+def last_part(url: str) -> str:
+    """The name of a data set that was given none."""
     return url.rstrip("/").rpartition("/")[2] or "dataset"
 
 
 @contextmanager
 def _progress(title: str, unit: str, *, quiet: bool) -> Generator[Callable[[int, int], None]]:
     """Show the share done and the time left; the first call tells how much there is."""
-    from hmtl_dist.console import Console, Progress
+    from hmtl_dist.console import Console
 
-    if quiet:
-        yield lambda done, total: None
-        return
-    with ExitStack() as stack:
-        console = stack.enter_context(Console())
-        shown: list[Progress] = []
-        started = time.monotonic()
-
-        def show(done: int, total: int) -> None:
-            if not shown:
-                shown.append(stack.enter_context(console.progress(f"{title} {unit}", total)))
-            spent = time.monotonic() - started
-            shown[0].update(done, eta_seconds=spent / done * (total - done) if done else None)
-
+    with Console() as console, console.counted(f"{title} {unit}", quiet=quiet) as show:
         yield show

@@ -1,6 +1,7 @@
 """How the commands of `data` print what they found."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hmtl_dist.data.build import BuildReport
+    from hmtl_dist.data.catalog.registry import DataSet
     from hmtl_dist.data.foreign import ForeignReport
     from hmtl_dist.data.schema import IndexHeader
     from hmtl_dist.data.summary import PlanFigures
@@ -48,9 +50,24 @@ def print_built(report: "BuildReport", out: str) -> None:
     if report.kept_shards:
         typer.echo(f"{report.kept_shards} shards were there from an earlier call")
     if report.rejected:
-        typer.echo(f"{len(report.rejected)} samples were left out, all in {out.rstrip('/')}/rejected.csv:")
-        for row in report.rejected[:_SHOWN]:
-            typer.echo(f"  {row.name}: {row.reason}")
+        typer.echo(f"{len(report.rejected):,} samples were left out, all in {out.rstrip('/')}/rejected.csv:")
+        reasons = Counter(row.reason for row in report.rejected)
+        names = {row.reason: row.name for row in reversed(report.rejected)}
+        for reason, count in reasons.most_common(_SHOWN):
+            typer.echo(f"  {names[reason]}{f' and {count - 1:,} more' if count > 1 else ''}: {reason}")
+        if len(reasons) > _SHOWN:
+            typer.echo("  …")
+
+
+def print_catalogue(data_sets: "Sequence[DataSet]") -> None:
+    """Print what data sets can be built."""
+    from rich.table import Column, Table
+
+    table = Table("name", "labels", Column("licence, and where to ask for it", overflow="fold"), show_lines=True)
+    for one in data_sets:
+        table.add_row(one.name, ", ".join(one.labels), f"{one.title}\n{one.licence}\n{one.url}".strip())
+    _show(table)
+    typer.echo("hmtl-dist data build NAME SRC OUT; the options of a set: hmtl-dist data build NAME --help")
 
 
 def print_indexed(report: "ForeignReport") -> None:
@@ -100,9 +117,20 @@ def print_plan(figures: "PlanFigures") -> None:
     from rich.table import Table
 
     typer.echo(
-        f"{figures.samples:,} samples: {figures.steps_per_epoch:,} steps an epoch, "
+        f"{figures.draws:,} draws: {figures.steps_per_epoch:,} steps an epoch, "
         f"{figures.leftover:,} left over (others in every epoch)"
     )
+    sources = Table("set", "split", "samples", "chosen", "draws an epoch", "of each sample")
+    sources.columns[0].overflow = "fold"
+    for source in figures.sources:
+        numbers = (f"{number:,}" for number in (source.samples, source.chosen, source.draws))
+        sources.add_row(source.url, source.split, *numbers, f"{source.draws / source.chosen:.4g}")
+    _show(sources)
+    labels = Table("label", "draws of each class in an epoch")
+    for name, counts in figures.label_counts.items():
+        labels.add_row(name, ", ".join(f"{label} {count:,}" for label, count in counts.items()))
+    if figures.label_counts:
+        _show(labels)
     table = Table("rank", "samples", "shards", "about")
     for share in figures.ranks:
         table.add_row(str(share.rank), f"{share.samples:,}", f"{share.shards:,}", _size(share.num_bytes))

@@ -31,7 +31,7 @@ def demo(
 
     begin = time.monotonic()
     with Console() as console:
-        console.say("starting S3 (SeaweedFS) and MLflow on this machine")
+        console.say("S3 (SeaweedFS) and MLflow on this machine: started, if they do not run yet")
         services = start_services(home())
         os.environ.update(services.env())
         name = time.strftime("demo-%Y%m%d-%H%M%S")
@@ -39,7 +39,8 @@ def demo(
         draw(config.data.url, console)
         finished = run(config, console)
         tell(finished, console, again=f"`hmtl-dist demo name={config.name}`")
-        console.say(f"demo done in {time.monotonic() - begin:.0f} s; compare runs at {services.tracking_uri}")
+        word = "done in" if finished.outcome.status == "FINISHED" else "stopped after"
+        console.say(f"demo {word} {time.monotonic() - begin:.0f} s; compare runs at {services.tracking_uri}")
         console.say("the services go on running: `hmtl-dist services stop` ends them")
     if finished.outcome.status != "FINISHED":
         raise typer.Exit(130)
@@ -48,13 +49,19 @@ def demo(
 def draw(url: str, console: "Console") -> None:
     """Draw the demo's faces into shards; those that an earlier demo left are kept."""
     from hmtl_dist.data.build import BuildSettings, build
+    from hmtl_dist.data.pool import default_workers
+    from hmtl_dist.data.storage import open_storage
     from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
 
     adapter = SyntheticAdapter(SyntheticSettings(SAMPLES, IDENTITIES, IMAGE_SIZE))
     settings = BuildSettings(dataset="drawn-faces", splits=SPLITS, shard_samples=250)
+    # Processes take seconds to start: too long for looking whether all is there.
+    num_workers = 1 if open_storage(url).exists("dataset.json") else default_workers()
     with console.progress(f"draw {url}", SAMPLES) as bar:
-        report = build(
-            adapter, url, settings, num_workers=os.cpu_count() or 1, on_progress=lambda done, total: bar.update(done)
-        )
+
+        def show(done: int, total: int) -> None:
+            bar.update(done)
+
+        report = build(adapter, url, settings, num_workers=num_workers, on_progress=show)
     counts = ", ".join(f"{header.num_samples} {split}" for split, header in report.headers.items())
     console.say(f"{url}: {counts} pictures; no person is in both")

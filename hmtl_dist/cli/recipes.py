@@ -51,6 +51,7 @@ def _commands(kind: "Kind") -> typer.Typer:
     ) -> None:
         """Copy one, to change it."""
         from hmtl_dist.config.io import find_shipped
+        from hmtl_dist.data.storage_local import replace_file
 
         source = find_shipped(kind, name)
         target = to / source.name if to.is_dir() else to
@@ -58,7 +59,7 @@ def _commands(kind: "Kind") -> typer.Typer:
             raise UserError(f"{target}: exists already; name another file, or remove it first")
         if not target.parent.is_dir():
             raise UserError(f"{target.parent}: no such folder; make it first")
-        target.write_text(source.read_text())
+        replace_file(target, lambda file: file.write(source.read_bytes()))
         typer.echo(str(target))
 
     return app

@@ -1,8 +1,11 @@
 """`train`, `evaluate` and `config`."""
 
 import json
-from collections.abc import Callable, Generator, Mapping
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +25,18 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings over the recipe's, such as tasks.puzzling.weight=0.5.", metavar="[KEY=VALUE]..."),
 ]
+AllowChanges = Annotated[
+    bool, typer.Option("--allow-changes", help="Go on although settings differ from those the run was begun with.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, progress left out.")]
+
+
+class Weights(StrEnum):
+    """Which of a run's weights to evaluate."""
+
+    LAST = "last"
+    EMA = "ema"
+    BEST = "best"
 
 
 @app.command()
@@ -35,16 +49,65 @@ def config(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train(
+    recipe: Recipe, overrides: Overrides = None, allow_changes: AllowChanges = False, as_json: AsJson = False
+) -> None:
     """Train a recipe; the same command again goes on where the run stopped."""
     from hmtl_dist.config.io import load_tree
-    from hmtl_dist.console import Console
     from hmtl_dist.run_config import RunConfig
 
-    tree = load_tree(RunConfig, recipe, overrides or ())
+    _train(load_tree(RunConfig, recipe, overrides or ()), allow_changes, as_json)
+
+
+@app.command()
+def resume(
+    run_name: Annotated[str, typer.Argument(help="Name of a run, or its folder or URL.", metavar="RUN")],
+    overrides: Overrides = None,
+    allow_changes: AllowChanges = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that stopped or was killed, with the settings it was begun with."""
+    from hmtl_dist.launch.record import load_run
+
+    _train(load_run(run_name, overrides or ()), allow_changes, as_json)
+
+
+@app.command()
+def sync(
+    run_name: Annotated[str, typer.Argument(help="Name of a run, or its folder or URL.", metavar="RUN")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Deliver to MLflow what a run recorded while the server was away."""
+    from hmtl_dist.config.io import home
+    from hmtl_dist.console import Console
+    from hmtl_dist.launch.record import load_run
+    from hmtl_dist.launch.sync import sync_run
+    from hmtl_dist.tracking.redact import redact
+
+    config = load_run(run_name, overrides or ())
+    log = home() / "runs" / config.name / "log.txt"
     with Console() as console:
-        finished = run(tree, console, quiet=as_json)
+        with console.capture(log, redact), console.counted("sync events", quiet=as_json) as show:
+            synced = sync_run(config, show)
         if as_json:
+            console.say(json.dumps(vars(synced)))
+            return
+        if synced.refused:
+            console.warn(f"MLflow would not take {synced.refused} events; {log} names them")
+        console.say(f"delivered  {synced.delivered} events")
+        console.say(f"MLflow     {synced.run_url}")
+
+
+def _train(tree: "RunConfig", allow_changes: bool, as_json: bool) -> None:
+    from hmtl_dist.console import Console
+
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun every rank comes here
+    with Console() as console:
+        finished = run(tree, console, quiet=as_json or not speaks, allow_changes=allow_changes)
+        if not speaks:
+            pass
+        elif as_json:
             console.say(json.dumps(_as_dict(finished)))
         else:
             tell(finished, console)
@@ -61,6 +124,17 @@ def evaluate(
         str | None, typer.Option(help="Split to evaluate on; the run's `data.eval_split` if empty.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Data set to evaluate on; the run's own if empty.")] = None,
+    weights: Annotated[
+        Weights | None, typer.Option(help="Which weights; the averaged ones of a run that kept some if empty.")
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL[=ENDS]",
+            help="Label whose groups are told apart, such as gender or age=20,40,60; may be given again; "
+            "the run's `train.groups` if empty.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained run's last checkpoint in this process."""
@@ -68,7 +142,9 @@ def evaluate(
     from hmtl_dist.launch.evaluate import evaluate_run
 
     with Console() as console:
-        evaluation, checkpoint = evaluate_run(run_or_checkpoint, split=split, data=data)
+        chosen: Any = None if weights is None else weights.value
+        groups = _groups(group) if group else None
+        evaluation, checkpoint = evaluate_run(run_or_checkpoint, split=split, data=data, weights=chosen, groups=groups)
         if as_json:
             answer = {"checkpoint": checkpoint, "num_samples": evaluation.num_samples, "metrics": evaluation.figures}
             console.say(json.dumps(answer))
@@ -77,19 +153,46 @@ def evaluate(
             console.show(figures_table(evaluation.figures))
 
 
-def run(config: "RunConfig", console: "Console", *, quiet: bool = False) -> "Finished":
+def _groups(given: Sequence[str]) -> dict[str, list[float]]:
+    """Read labels with where the groups of a number end."""
+    from hmtl_dist.errors import UserError
+
+    groups: dict[str, list[float]] = {}
+    for text in given:
+        label, equals, ends = text.partition("=")
+        try:
+            groups[label] = [float(end) for end in ends.split(",")] if equals else []
+        except ValueError:
+            raise UserError(f"--group: given '{text}', allowed LABEL or LABEL=20,40,60") from None
+        if any(low >= high for low, high in pairwise(groups[label])):
+            raise UserError(f"--group: given '{text}', the ends of the groups must ascend")
+    return groups
+
+
+def run(config: "RunConfig", console: "Console", *, quiet: bool = False, allow_changes: bool = False) -> "Finished":
     """Train, with progress on the console and everybody else's output in the run's log."""
     from hmtl_dist.config.io import home
+    from hmtl_dist.engine.checkpoint import complete_steps
     from hmtl_dist.launch.driver import drive
+    from hmtl_dist.launch.place import run_folder
     from hmtl_dist.tracking.redact import redact
+    from hmtl_dist.train.saving import checkpoints_folder
 
     log = home() / "runs" / config.name / "log.txt"
     with console.capture(log, redact):
         if quiet:
-            return drive(config, lambda step: None)
-        console.say(f"run {config.name}: {config.launch.num_workers} worker(s), log {log}")
+            return drive(config, lambda step: None, allow_changes=allow_changes)
+
+        def stopping() -> None:
+            console.interrupt("stopping in order, with a checkpoint; Ctrl-C again stops at once")
+
+        workers = config.launch.num_workers
+        how_many = "as many workers as there is room for" if workers == "auto" else f"{workers} worker(s)"
+        console.say(f"run {config.name}: {how_many}, log {log}")
+        if steps := complete_steps(checkpoints_folder(run_folder(config))):
+            console.say(f"goes on from step {steps[-1]}")
         with _progress(console) as show:
-            return drive(config, show)
+            return drive(config, show, allow_changes=allow_changes, on_stop=stopping, say=console.say)
 
 
 @contextmanager
@@ -103,13 +206,16 @@ def _progress(console: "Console") -> "Generator[Callable[[Step], None]]":
         def show(step: "Step") -> None:
             if not bars:
                 bars.append(stack.enter_context(console.progress("train", step.total_steps)))
-            bars[0].update(
-                step.global_step,
-                samples_per_second=step.samples_per_second,
-                wait_share=step.wait_share,
-                losses=step.losses,
-                eta_seconds=step.eta_seconds,
-            )
+            if step.phase == "resume":  # nothing has been measured yet
+                bars[0].update(step.global_step)
+            else:
+                bars[0].update(
+                    step.global_step,
+                    samples_per_second=step.samples_per_second,
+                    wait_share=step.wait_share,
+                    losses=step.losses,
+                    eta_seconds=step.eta_seconds,
+                )
             if step.metrics:
                 console.say(f"epoch {step.epoch:.4g}: {_headline(step.metrics)}")
 
@@ -118,7 +224,11 @@ def _progress(console: "Console") -> "Generator[Callable[[Step], None]]":
 
 def _headline(metrics: Mapping[str, float]) -> str:
     wanted = ("/accuracy", "/balanced_accuracy", "/mae")
-    shown = {name: value for name, value in metrics.items() if any(part in name for part in wanted)}
+    shown = {
+        name: value
+        for name, value in metrics.items()
+        if name.startswith("eval/") and "/group/" not in name and any(part in name for part in wanted)
+    }
     return "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in shown.items())
 
 
@@ -129,28 +239,38 @@ def tell(finished: "Finished", console: "Console", again: str = "the same comman
         console.show(figures_table(outcome.metrics))
     if outcome.samples_per_second:
         console.say(f"{outcome.samples_per_second:,.1f} img/s, {outcome.wait_share:.0%} of the time waiting for data")
+    if cost := finished.cost:
+        each = "" if cost.per_million_images is None else f", {cost.per_million_images:,.2f} a million pictures"
+        console.say(f"cost       {cost.run:,.2f}{each}; {cost.node_hours:,.3g} machine hours")
     if outcome.checkpoint:
         console.say(f"checkpoint {outcome.checkpoint}")
     if finished.run_url:
         console.say(f"MLflow     {finished.run_url}")
+    if finished.undelivered:
+        name = finished.folder.rpartition("/")[2]
+        console.warn(f"{finished.undelivered} events wait for MLflow; `hmtl-dist sync {name}` delivers them")
     if outcome.status == "FINISHED":
-        console.say(f"finished at step {outcome.global_step}")
+        before = "" if outcome.samples_per_second else " before: nothing was left to train"
+        console.say(f"finished at step {outcome.global_step}{before}")
     else:
         console.say(f"stopped at step {outcome.global_step} of {outcome.total_steps}; {again} again goes on")
 
 
 def figures_table(figures: Mapping[str, float]) -> "Table":
-    """Lay evaluation figures out, one task a row."""
+    """Lay evaluation figures out: a row a figure, with a column for last, averaged and best weights."""
     from rich.table import Table
 
-    table = Table("task", "figure", "value")
-    for name, value in sorted(figures.items()):
-        task, _, figure = name.removeprefix("eval/").partition("/")
-        table.add_row(task, figure, f"{value:.4f}")
+    kinds = [kind for kind in ("last", "ema", "best") if any(name.startswith(f"{kind}/") for name in figures)]
+    table = Table("task", "figure", "value", *kinds)
+    for name in sorted(name.removeprefix("eval/") for name in figures if name.startswith("eval/")):
+        task, _, figure = name.partition("/")
+        values = [figures.get(f"{kind}/{name}") for kind in ("eval", *kinds)]
+        table.add_row(task, figure, *("" if value is None else f"{value:.4f}" for value in values))
     return table
 
 
 def _as_dict(finished: "Finished") -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {**asdict(finished.outcome), "folder": finished.folder, "run_id": finished.run_id, "url": finished.run_url}
+    told = {**asdict(finished.outcome), "folder": finished.folder, "run_id": finished.run_id, "url": finished.run_url}
+    return told | ({"cost": asdict(finished.cost)} if finished.cost else {})

@@ -1,5 +1,6 @@
-"""The YAML that recipes are written in: plain data, YAML 1.2 scalars, no surprises."""
+"""The YAML that recipes are written in: plain data, YAML 1.2 scalars, no surprises; and JSON read with as much care."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -86,6 +87,18 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where}{line}: {error.problem or error.context or 'not YAML'}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{where}: not YAML: {' '.join(str(error).split()) or 'nested too deeply'}") from error
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Read JSON that somebody else may have written or damaged.
+
+    Raises:
+        ValueError: it is no JSON, no UTF-8, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -95,15 +95,50 @@ def load_tree(model: type[SectionT], source: str, overrides: Sequence[str] = ())
     Raises:
         UserError: anything is wrong with the file, an override, or the tree they make.
     """
+    return check_tree(model, read_recipe(model, source), overrides)
+
+
+def read_recipe(model: type[Section], source: str) -> Tree:
+    """Read a recipe with all that it inherits, as plain values that `check_tree` takes.
+
+    Raises:
+        UserError: the file, or one that it inherits from, cannot be read.
+    """
     tree = _inherit(find_source("recipes", source), ())
     _remove_nulls(tree, Slot((model,)))
-    recipe = copy.deepcopy(tree)
+    return tree
+
+
+def check_tree(model: type[SectionT], recipe: Tree, overrides: Sequence[str] = ()) -> SectionT:
+    """Apply dotted overrides to a tree as a recipe holds it, and check the whole, as `load_tree` does.
+
+    Raises:
+        UserError: anything is wrong with an override, or the tree they make.
+    """
+    tree = copy.deepcopy(recipe)
     for override in overrides:
         _apply(tree, override, model)
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         raise UserError(_mistyped_entry(recipe, tree, overrides, model) or explain(error, model)) from error
+
+
+def with_overrides(config: SectionT, overrides: Sequence[str]) -> SectionT:
+    """Apply dotted overrides to a tree that is resolved already.
+
+    Raises:
+        UserError: an override, or the tree with it, is wrong.
+    """
+    model = type(config)
+    tree = to_dict(config)
+    before = copy.deepcopy(tree)
+    for override in overrides:
+        _apply(tree, override, model)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_mistyped_entry(before, tree, overrides, model) or explain(error, model)) from error
 
 
 def _inherit(path: Path, above: tuple[Path, ...]) -> Tree:

@@ -1,7 +1,8 @@
 """Building a data set: what an adapter names goes into shards, in parallel, and again from where it stopped.
 
 spool every sample's name, labels and group in a local file
-assign whole groups to splits, and the samples of a split to shards, by seeded hashes
+leave out what is the same picture as another sample, if asked to
+take the published splits, or assign whole groups to splits; and the samples of a split to shards, by seeded hashes
 compare with OUT/build.json: other samples or settings are refused
 in worker processes, for every shard whose side table is not there yet:
     load and check its pictures, write the tar, upload it, then its side table
@@ -9,24 +10,22 @@ write OUT/rejected.csv, the index of every split, and OUT/dataset.json
 """
 
 import csv
-import hashlib
 import io
-import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 from pydantic import Field as Limits
 from pydantic import ValidationError
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.base import Adapter, Rejected, RejectedError, SampleRef
+from hmtl_dist.data.catalog.base import Adapter, Rejected, RejectedError
+from hmtl_dist.data.copies import as_rejected, find_copies
 from hmtl_dist.data.pictures import PictureSettings, store_picture
 from hmtl_dist.data.pool import run_tasks
 from hmtl_dist.data.schema import Field, IndexHeader
@@ -41,11 +40,13 @@ from hmtl_dist.data.shards import (
     write_tar,
 )
 from hmtl_dist.data.split import assign_splits
+from hmtl_dist.data.spool import Spool, read_refs, write_spool
 from hmtl_dist.data.storage import Storage, open_storage
 from hmtl_dist.data.tables import Column, decode_table, encode_table, text_column, texts_of
 from hmtl_dist.errors import UserError
 
 MANIFEST = "build.json"
+_COPIES = "duplicates.npz"
 _PROBES = 64
 """Pictures loaded to learn their mean size, when shards are asked for by bytes."""
 
@@ -56,7 +57,7 @@ class BuildSettings(Section):
     dataset: str
     """Name of the data set."""
     splits: dict[str, float]
-    """Share of the samples by split."""
+    """Share of the samples by split; none for the splits that the set's authors have published."""
     seed: int = 0
     """Decides which group falls to which split, and the order of the samples."""
     image_size: int | None = Limits(default=None, ge=8)
@@ -67,6 +68,8 @@ class BuildSettings(Section):
     """Samples a shard."""
     shard_bytes: int | None = Limits(default=None, ge=1)
     """About this many bytes a shard, instead of `shard_samples`."""
+    drop_duplicates: bool = False
+    """Leave out originals that are the same as another one byte by byte (and cut by the same box)."""
 
 
 class Manifest(Section):
@@ -79,7 +82,7 @@ class Manifest(Section):
     group: str | None
     """What groups are called."""
     source_digest: str
-    """SHA-256 over every sample's name, labels and group."""
+    """SHA-256 over every sample's name, labels and group (and published split and box where there are some)."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +95,6 @@ class BuildReport:
     """Samples that were left out."""
     kept_shards: int
     """Shards that an earlier call had finished."""
-
-
-@dataclass
-class _Spool:
-    """The samples, on disk by line, with what the assignment needs of each in memory."""
-
-    path: Path
-    offsets: NDArray[np.int64]
-    groups: NDArray[np.uint64]
-    orders: NDArray[np.uint64]
-    digest: str
-    rejected: list[Rejected] = field(default_factory=list[Rejected])
 
 
 @dataclass(frozen=True)
@@ -158,67 +149,75 @@ def build(
     """
     storage = open_storage(url)
     with tempfile.TemporaryDirectory(prefix="hmtl-build-") as folder:
-        spool = _write_spool(adapter, Path(folder) / "samples.jsonl", settings.seed)
+        spool = write_spool(adapter, Path(folder) / "samples.jsonl", settings.seed)
         if not len(spool.offsets):
             raise UserError(f"no sample is usable{_first_reasons(spool.rejected)}")
-        splits = assign_splits(spool.groups, settings.splits)
+        splits = _assign(spool, settings, adapter)  # refuses what is impossible before anything is written
         job = _Job(adapter, url, spool.path, PictureSettings(settings.image_size, settings.jpeg_quality))
         manifest = Manifest(
             settings=settings, fields=dict(adapter.fields), group=adapter.group, source_digest=spool.digest
         )
         _claim(storage, manifest, overwrite=overwrite)
         results: list[_ShardResult] = []
-        done = 0
-        on_progress(0, len(spool.offsets))
-        tasks = _shard_tasks(job, spool, splits, settings)
+        done, total = 0, len(spool.offsets) * (2 if settings.drop_duplicates else 1)
+        on_progress(0, total)
+        if settings.drop_duplicates:
+            copies = _copies(storage, adapter, spool, num_workers, lambda read: on_progress(read, total))
+            spool.rejected += as_rejected(spool, copies)
+            splits = _assign(spool, settings, adapter, copies[:, 0])
+            done = len(spool.offsets) + len(copies)
+        names = tuple(settings.splits) or adapter.splits
+        names = {number: name for number, name in enumerate(names) if np.any(splits == number)}
+        tasks = _shard_tasks(job, spool, splits, names, settings)
         for result in run_tasks(_build_shard, tasks, num_workers, preload=["webdataset.writer"]):
             results.append(result)
             done += result.planned
-            on_progress(done, len(spool.offsets))
+            on_progress(done, total)
     results.sort(key=lambda result: result.record.name)
     rejected = spool.rejected + [
         row for _, row in sorted((entry for result in results for entry in result.rejected), key=lambda entry: entry[0])
     ]
     _write_rejected(storage, rejected)
-    headers = _write_indexes(storage, manifest, results, rejected)
+    headers = _write_indexes(storage, manifest, tuple(names.values()), results, rejected)
     return BuildReport(headers, rejected, sum(result.kept for result in results))
 
 
-def _write_spool(adapter: Adapter, path: Path, seed: int) -> _Spool:
-    offsets: list[int] = []
-    groups: list[int] = []
-    orders: list[int] = []
-    rejected: list[Rejected] = []
-    digest = hashlib.sha256()
-    hash_seed = xxhash.xxh3_64_intdigest(str(seed).encode())
-    with path.open("wb") as file:
-        for ref in adapter.refs():
-            if isinstance(ref, Rejected):
-                rejected.append(ref)
-                continue
-            line = json.dumps([ref.name, ref.labels, ref.group]).encode() + b"\n"
-            offsets.append(file.tell())
-            # A sample without a group is a group of its own.
-            group = f"group {ref.group}" if ref.group is not None else f"sample {ref.name}"
-            groups.append(xxhash.xxh3_64_intdigest(group.encode(), hash_seed))
-            orders.append(xxhash.xxh3_64_intdigest(f"{len(offsets)} {ref.name}".encode(), hash_seed))
-            digest.update(line)
-            file.write(line)
-    return _Spool(
-        path,
-        np.array(offsets, dtype=np.int64),
-        np.array(groups, dtype=np.uint64),
-        np.array(orders, dtype=np.uint64),
-        digest.hexdigest(),
-        rejected,
-    )
+def _assign(
+    spool: Spool, settings: BuildSettings, adapter: Adapter, left_out: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Number of the split of each sample [n], -1 for those that are left out."""
+    kept = np.ones(len(spool.offsets), dtype=bool)
+    if left_out is not None:
+        kept[left_out] = False
+    if not settings.splits and not adapter.splits:
+        raise UserError("the set has no published splits: give names and shares, like --split train=0.8,val=0.2")
+    splits = np.where(kept, spool.splits, -1)
+    if settings.splits:
+        splits[kept] = assign_splits(spool.groups[kept], settings.splits)
+    return splits
 
 
-def _shard_tasks(job: _Job, spool: _Spool, splits: NDArray[np.int64], settings: BuildSettings) -> Iterator[_ShardTask]:
+def _copies(
+    storage: Storage, adapter: Adapter, spool: Spool, num_workers: int, on_progress: Callable[[int], None]
+) -> NDArray[np.int64]:
+    """The duplicates; found once, because finding them reads every original."""
+    if storage.exists(_COPIES):
+        try:
+            return decode_table(storage.read(_COPIES))["pairs"].reshape(-1, 2).astype(np.int64)
+        except (ValueError, KeyError):
+            pass  # cut short by what ended the earlier call
+    copies = find_copies(adapter, spool, num_workers, on_progress)
+    storage.write(_COPIES, encode_table({"pairs": copies.reshape(-1)}))
+    return copies
+
+
+def _shard_tasks(
+    job: _Job, spool: Spool, splits: NDArray[np.int64], names: Mapping[int, str], settings: BuildSettings
+) -> Iterator[_ShardTask]:
     size = settings.shard_samples
     if settings.shard_bytes is not None:
         size = max(int(settings.shard_bytes / _mean_bytes(job, spool)), 1)
-    for number, split in enumerate(settings.splits):
+    for number, split in names.items():
         members = np.flatnonzero(splits == number)
         members = members[np.argsort(spool.orders[members], kind="stable")]
         # Shards of nearly equal size: a short last shard would weigh as much as a full one when shards are shuffled.
@@ -226,24 +225,16 @@ def _shard_tasks(job: _Job, spool: _Spool, splits: NDArray[np.int64], settings: 
             yield _ShardTask(job, split, f"{split}/shard-{shard:06d}.tar", numbers, spool.offsets[numbers])
 
 
-def _mean_bytes(job: _Job, spool: _Spool) -> float:
+def _mean_bytes(job: _Job, spool: Spool) -> float:
     some = np.unique(np.linspace(0, len(spool.offsets) - 1, _PROBES).astype(np.int64))
     sizes: list[int] = []
-    for ref in _read_refs(spool.path, spool.offsets[some]):
+    for ref in read_refs(spool.path, spool.offsets[some]):
         try:
-            sizes.append(len(store_picture(job.adapter.load(ref), job.pictures)))
+            sizes.append(len(store_picture(job.adapter.load(ref), job.pictures, ref.box)))
         except RejectedError:
             continue
     # A sample also takes two tar headers, its json and the padding of both.
     return sum(sizes) / max(len(sizes), 1) + 2048
-
-
-def _read_refs(spool: Path, offsets: NDArray[np.int64]) -> Iterator[SampleRef]:
-    with spool.open("rb") as file:
-        for offset in offsets:
-            file.seek(int(offset))
-            name, labels, group = json.loads(file.readline())
-            yield SampleRef(name, labels, group)
 
 
 def _build_shard(task: _ShardTask) -> _ShardResult:
@@ -301,9 +292,9 @@ def _read_rejected(columns: Mapping[str, Column]) -> list[tuple[int, Rejected]]:
 
 
 def _load_samples(task: _ShardTask, rejected: list[tuple[int, Rejected]]) -> Iterator[ShardSample]:
-    for number, ref in zip(task.numbers, _read_refs(task.job.spool, task.offsets), strict=True):
+    for number, ref in zip(task.numbers, read_refs(task.job.spool, task.offsets), strict=True):
         try:
-            picture = store_picture(task.job.adapter.load(ref), task.job.pictures)
+            picture = store_picture(task.job.adapter.load(ref), task.job.pictures, ref.box)
         except RejectedError as error:
             rejected.append((int(number), Rejected(ref.name, str(error))))
             continue
@@ -341,7 +332,7 @@ def _claim(storage: Storage, manifest: Manifest, *, overwrite: bool) -> None:
 
 
 def _is_ours(key: str) -> bool:
-    return key in ("dataset.json", MANIFEST, "rejected.csv") or bool(
+    return key in ("dataset.json", MANIFEST, _COPIES, "rejected.csv") or bool(
         re.fullmatch(r"[\w-]+/(index\.json|shards\.npz|shard-\d+\.(tar|npz))", key)
     )
 
@@ -365,10 +356,14 @@ def _write_rejected(storage: Storage, rejected: list[Rejected]) -> None:
 
 
 def _write_indexes(
-    storage: Storage, manifest: Manifest, results: list[_ShardResult], rejected: list[Rejected]
+    storage: Storage,
+    manifest: Manifest,
+    splits: tuple[str, ...],
+    results: list[_ShardResult],
+    rejected: list[Rejected],
 ) -> dict[str, IndexHeader]:
     headers: dict[str, IndexHeader] = {}
-    for split in manifest.settings.splits:
+    for split in splits:
         records = [result.record for result in results if result.split == split and result.record.num_samples]
         if not records:
             raise UserError(f"no sample of split {split} is usable{_first_reasons(rejected)}")

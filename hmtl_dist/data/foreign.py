@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, Self, cast
 
 import xxhash
 
+from hmtl_dist.config.dialect import parse_json
 from hmtl_dist.data.hashing import HashingReader
-from hmtl_dist.data.labels import MAX_CLASSES, LabelSpec
+from hmtl_dist.data.labels import MAX_CLASSES, MAX_NUMBER, LabelSpec
 from hmtl_dist.data.pool import run_tasks
 from hmtl_dist.data.schema import Field, IndexHeader, LabelValue
 from hmtl_dist.data.shards import (
@@ -42,6 +43,11 @@ from hmtl_dist.errors import UserError
 _PICTURES = ("jpg", "jpeg", "png")
 _MAX_ENTRY_BYTES = 16 << 20
 """A KEY.json or KEY.cls larger than this is no set of labels."""
+
+# In `fromtarfile` the name of the module is the name of an argument.
+_READ_ERROR = tarfile.ReadError
+_HEADER_ERROR = tarfile.HeaderError
+_END = cast("type[Exception]", tarfile.EOFHeaderError)  # pyright: ignore[reportAttributeAccessIssue]  # left out of the stubs
 
 JsonValue = str | float | bool | list[object] | dict[str, object] | None
 
@@ -201,23 +207,54 @@ def _members(reader: HashingReader, where: str) -> Iterator[_Member]:
     """Files of the same key lie side by side, as webdataset groups them."""
     current: _Member | None = None
     try:
-        with tarfile.open(fileobj=cast(BinaryIO, reader), mode="r|") as tar:
+        with tarfile.open(fileobj=cast(BinaryIO, reader), mode="r|", tarinfo=_StrictInfo) as tar:
             for info in tar:
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else all headers stay in memory
                 folder, slash, name = info.name.rpartition("/")
                 key, _, extension = name.partition(".")
+                if info.issym() or info.islnk():
+                    raise UserError(
+                        f"{where}: {_printable(info.name)} is a link, not a file: make the tar with files alone "
+                        "(tar --dereference --hard-dereference)"
+                    )
                 if not info.isreg() or not key or not extension:
                     continue
                 key = folder + slash + key
+                if _printable(key) != key:
+                    raise UserError(
+                        f"{where}: the name {_printable(key)!r} is no UTF-8: rename it and make the tar again"
+                    )
                 if current is None or current.key != key:
                     if current is not None:
                         yield current
                     current = _Member(key)
                 _add_file(current, tar, info, extension.lower(), where)
+            _refuse_rest(tar)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{where} is damaged or no tar: {error}; make it again") from error
     if current is not None:
         yield current
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """A header that must be whole: `tarfile` takes a torn one for the end, and what follows would go missing unseen."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except _END:
+            raise
+        except _HEADER_ERROR as error:
+            raise _READ_ERROR(f"{error} at byte {tarfile.offset}") from error
+
+
+def _refuse_rest(tar: tarfile.TarFile) -> None:
+    """Read what follows the mark of the end; anything but zeros is a part that would be left out."""
+    stream = cast(BinaryIO, tar.fileobj)
+    while rest := stream.read(1 << 20):
+        if rest.count(0) != len(rest):
+            raise tarfile.ReadError("there is more behind its end")
 
 
 def _add_file(member: _Member, tar: tarfile.TarFile, info: tarfile.TarInfo, extension: str, where: str) -> None:
@@ -235,11 +272,22 @@ def _add_file(member: _Member, tar: tarfile.TarFile, info: tarfile.TarInfo, exte
         member.entries["cls"] = data.decode(errors="replace").strip()
         return
     try:
-        entries: object = json.loads(data)
+        entries: object = parse_json(data)
+        _refuse_surrogates(entries)
     except ValueError as error:
         raise UserError(f"{where}: {info.name} is no JSON: {error}") from error
     if isinstance(entries, dict):
         member.entries.update(cast(dict[str, JsonValue], entries))
+
+
+def _printable(text: str) -> str:
+    """A name of a tar without the bytes that are no UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
+def _refuse_surrogates(entries: object) -> None:
+    """Raise `ValueError` where a name or text holds half a character, which JSON can write and UTF-8 cannot."""
+    json.dumps(entries, ensure_ascii=False).encode()
 
 
 def _infer_fields(
@@ -340,6 +388,9 @@ def _label(value: JsonValue, name: str, one: Field, where: str) -> LabelValue:
             raise UserError(f"{where}: {name} is {text!r}, not one of {', '.join(one.classes)}")
         return text
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise UserError(f"{where}: {name} is {text!r}, not a number: give '--label {name}:category'") from None
+    if abs(number) > MAX_NUMBER:
+        raise UserError(f"{where}: {name} is {text}, too large for a label")
+    return number

@@ -3,11 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from hmtl_dist.data.schema import Field, LabelValue
 from hmtl_dist.errors import UserError
 
 MAX_CLASSES = 1000
 """A column of texts with more different values than this is no category (names of files, free text)."""
+MAX_NUMBER = float(np.finfo(np.float32).max)
+"""Largest number that a label can be, as labels are stored."""
 MISSING = frozenset({"", "na", "n/a", "nan", "null"})
 """What tables write, in any case of letters, where there is no value."""
 
@@ -71,7 +75,7 @@ def read_value(text: str, name: str, field: Field) -> LabelValue:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if math.isnan(number) or abs(number) > MAX_NUMBER:
         raise ValueError(f"{name} is {text!r}, not a number")
     return number
 

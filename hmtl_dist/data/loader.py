@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl_dist.data.decode import DecodeError
+from hmtl_dist.data.mixing import SampleIndex
 from hmtl_dist.data.plan import PADDING, Plan
 from hmtl_dist.data.reader import Reader, Sample
 from hmtl_dist.data.ring import Rows
-from hmtl_dist.data.shards import ShardIndex
 
 GREY = 127
 """Value of a picture that stands for a damaged one when its lane has no good one before it in the step."""
@@ -45,6 +45,7 @@ class Damaged:
     sample_id: int
     key: str
     shard: str
+    """Its URL."""
     reason: str
 
 
@@ -62,7 +63,7 @@ class StepReport:
 class LoaderJob:
     """All that is needed to load some lanes of a rank; picklable."""
 
-    index: ShardIndex
+    index: SampleIndex
     plan: Plan
     transform: SampleTransform
     fields: tuple[str, ...]

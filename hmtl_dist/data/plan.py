@@ -6,8 +6,9 @@ consecutive samples from every lane, and rank r owns L/W neighbouring lanes. So 
 depend on the world size W, every planned sample is seen exactly once an epoch, and the position of any step is found
 without walking the epoch.
 
-Memory is a few integers a shard. Nothing but `EpochPlan._sample_ids` says what lies at a place of the tape: a plan
-that draws samples with multiplicity (balancing, mixing) replaces the tape and nothing else.
+Memory is a few integers a shard. What lies at a place of the tape is the business of `tape.py`: with `pools` (a part of
+the set, classes that are balanced, sets that are mixed) a place holds a *draw*, and a sample is drawn as often as its
+pool needs; lanes, blocks and steps stay the same.
 
 Shape legend: S shards, B samples of a global batch, L lanes, P = B / L samples a lane and step.
 """
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl_dist import rng
+from hmtl_dist.data.tape import Pools, Tape
 from hmtl_dist.errors import UserError
 
 PADDING = -1
@@ -47,13 +49,22 @@ class Plan:
         seed: seed of the run.
         shuffle: False keeps the order of the index and pads the last batch instead of leaving samples out.
         block: samples of a lane shuffled together.
+        pools: which samples an epoch draws, and how often; None draws each sample once.
 
     Raises:
         UserError: the lanes do not divide the batch, the set is empty, or smaller than a batch to be shuffled.
     """
 
     def __init__(
-        self, shard_sizes: NDArray[np.int64], *, batch_size: int, lanes: int, seed: int, shuffle: bool, block: int
+        self,
+        shard_sizes: NDArray[np.int64],
+        *,
+        batch_size: int,
+        lanes: int,
+        seed: int,
+        shuffle: bool,
+        block: int,
+        pools: Pools | None = None,
     ) -> None:
         if batch_size < 1 or lanes < 1 or block < 1:
             raise UserError(
@@ -68,10 +79,14 @@ class Plan:
         self.num_samples = int(self.shard_sizes.sum())
         if self.num_samples == 0:
             raise UserError("the data set holds no samples: build it again with `hmtl-dist data build`")
-        if shuffle and batch_size > self.num_samples:
+        self.pools = pools
+        self.num_draws = self.num_samples if pools is None else sum(pools.draws)
+        """Draws of an epoch: the samples of the set, unless pools say otherwise."""
+        if shuffle and batch_size > self.num_draws:
+            what = "the data set" if pools is None else "the chosen part of the data set, an epoch"
             raise UserError(
-                f"data.batch_size={batch_size} is larger than the data set of {self.num_samples} samples: "
-                f"set data.batch_size to {self.num_samples // lanes * lanes or 'less, with fewer data.lanes,'} or below"
+                f"data.batch_size={batch_size} is larger than {what} of {self.num_draws} samples: "
+                f"set data.batch_size to {self.num_draws // lanes * lanes or 'less, with fewer data.lanes,'} or below"
             )
         self.batch_size = batch_size
         self.lanes = lanes
@@ -80,10 +95,10 @@ class Plan:
         self.block = block
         self.per_lane = batch_size // lanes
         """Samples that each lane gives to a step."""
-        full_steps, rest = divmod(self.num_samples, batch_size)
+        full_steps, rest = divmod(self.num_draws, batch_size)
         self.leftover = rest if shuffle else 0
-        """Samples that an epoch leaves out, others in every epoch; 0 without shuffling."""
-        self.padding = -self.num_samples % batch_size if not shuffle else 0
+        """Draws that an epoch leaves out, others in every epoch; 0 without shuffling."""
+        self.padding = -self.num_draws % batch_size if not shuffle else 0
         """Empty slots at the end of the last batch; 0 when shuffling."""
         self.steps_per_epoch = full_steps + (1 if self.padding else 0)
         lane = np.arange(lanes + 1, dtype=np.int64)
@@ -147,13 +162,19 @@ class EpochPlan:
     def __init__(self, plan: Plan, epoch: int) -> None:
         self.plan = plan
         self.epoch = epoch
-        here = np.zeros(1, dtype=np.int64)
-        if plan.shuffle:
-            self._order = rng.permutations(plan.seed, epoch, here, rng.Stream.SHARDS, len(plan.shard_sizes))[0]
-            words = rng.draws(plan.seed, epoch, here, rng.Stream.ROTATION, 2)[0]
-            # A rotated tape leaves other samples over in every epoch, even if there is only one shard.
-            self._rotation = ((int(words[0]) << 32) | int(words[1])) % plan.num_samples
-            self._tape_ends = np.cumsum(plan.shard_sizes[self._order])
+        pools = plan.pools
+        sizes = plan.shard_sizes[None] if pools is None else pools.counts
+        self._tapes = [
+            Tape(
+                plan.sample_offsets,
+                sizes[pool],
+                np.arange(len(plan.shard_sizes)) if pools is None else np.flatnonzero(sizes[pool]),
+                (plan.seed, epoch, pool) if plan.shuffle else None,
+                pools,
+                pool,
+            )
+            for pool in range(len(sizes))
+        ]
 
     def batch_ids(self, step: int) -> NDArray[np.int64]:
         """Return the global sample ids of a step, lane after lane: int64 `[B]`, `PADDING` in empty slots."""
@@ -193,16 +214,28 @@ class EpochPlan:
             yield Block(lane=lane, step=place // plan.per_lane, ids=ids)
             place = end
 
-    def _sample_ids(self, tape: NDArray[np.int64]) -> NDArray[np.int64]:
+    def lane_draws(self, lanes: range) -> NDArray[np.int64]:
+        """Return how often some lanes draw from each shard, int64 `[S]`, without walking their blocks."""
+        bounds = self._before(self.plan.lane_starts[[lanes.start, lanes.stop]])
+        draws = (tape.shard_draws(*ends) for tape, ends in zip(self._tapes, bounds.tolist(), strict=True))
+        return np.sum(list(draws), axis=0)
+
+    def _sample_ids(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what lies at places of the tape."""
-        plan = self.plan
-        if not plan.shuffle:
-            return tape
-        tape = (tape + self._rotation) % plan.num_samples
-        at = np.searchsorted(self._tape_ends, tape, side="right")
-        shard = self._order[at]
-        # Counted from the end of the shard on the tape: one cumulative table is enough.
-        return plan.sample_offsets[shard] + plan.shard_sizes[shard] - (self._tape_ends[at] - tape)
+        if len(self._tapes) == 1:
+            return self._tapes[0].sample_ids(places)
+        before = self._before(places)
+        pool_of = np.argmax(self._before(places + 1) - before, axis=0)
+        ids = np.empty_like(places)
+        for pool, tape in enumerate(self._tapes):
+            here = np.flatnonzero(pool_of == pool)
+            ids[here] = tape.sample_ids(before[pool, here])
+        return ids
+
+    def _before(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many draws of each pool come before places of the tape: int64 `[K, n]`."""
+        pools = self.plan.pools
+        return places[None] if pools is None or len(pools.draws) == 1 else pools.before(places)
 
 
 @lru_cache(maxsize=4)

@@ -18,25 +18,24 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from hmtl_dist.data.mixing import SampleIndex
 from hmtl_dist.data.plan import Block, Plan
-from hmtl_dist.data.shards import ShardIndex
+from hmtl_dist.data.shards import DIGEST_RETRIES, ShardIndex
 from hmtl_dist.errors import UserError
 
-READS_IN_FLIGHT = 8
+READS_IN_FLIGHT = 4
 """Requests that one reader has under way."""
-DIGEST_RETRIES = 3
-"""How often a sample whose digest does not match is read again before the run stops."""
-PART_BYTES = 4 << 20
+PART_BYTES = 8 << 20
 """Largest request, but for a single sample that is larger."""
 GAP_BYTES = 128 << 10
 """Bytes between two samples that are read along rather than asked for anew: a request costs about as much."""
 ALLOCATOR_SHARE = 5
 """One part in so many of the memory allowed is left to the allocator, which cannot use every hole."""
-BLOCKS_AHEAD = 2
+BLOCKS_AHEAD = 1
 """Blocks of a lane that may be read beyond the one being consumed."""
 
 Sample = dict[str, Any]
-"""A WebDataset sample: `__key__`, `__url__` (its shard), `jpg` (encoded bytes, whatever their format), `sample_id`,
+"""A WebDataset sample: `__key__`, `__url__` (of its shard), `jpg` (encoded bytes, whatever their format), `sample_id`,
 `labels` (by name: class number or -1, number or NaN)."""
 
 
@@ -103,7 +102,7 @@ class Reader:
 
     def __init__(
         self,
-        index: ShardIndex,
+        index: SampleIndex,
         plan: Plan,
         *,
         lanes: range,
@@ -128,12 +127,12 @@ class Reader:
     @property
     def bytes_read(self) -> int:
         """Bytes read from the storage so far."""
-        return self._index.storage.stats.bytes_read
+        return sum(part.storage.stats.bytes_read for part in self._index.parts)
 
     @property
     def retries(self) -> int:
         """Requests repeated so far, after a fault or for a digest that did not match."""
-        return self._index.storage.stats.retries
+        return sum(part.storage.stats.retries for part in self._index.parts)
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield sample after sample: step by step, in a step lane by lane.
@@ -243,7 +242,7 @@ class Reader:
             for column, name in zip(labels, self._fields, strict=True):
                 column[here] = table.labels[name][there]
             keys[here] = table.key_bytes[there]
-            urls[here] = self._index.names[int(shard)]
+            urls[here] = self._index.shard_url(int(shard))
         opened = _OpenBlock(
             ids=block.ids.tolist(),
             keys=keys.tolist(),
@@ -304,28 +303,29 @@ class Reader:
             yield part
 
     def _fetch(self, lane: _Lane, part: _Part) -> None:
-        data = memoryview(self._index.storage.read(self._index.names[part.shard], start=part.start, length=part.length))
+        home, shard = self._index.home(part.shard)
+        data = memoryview(home.read(shard, part.start, part.length))
         samples: dict[int, bytes] = {}
         for number, offset, length, digest in part.samples:
             begin = offset - part.start
-            samples[number] = self._verified(bytes(data[begin : begin + length]), part.shard, offset, digest)
+            samples[number] = _verified(bytes(data[begin : begin + length]), home, shard, offset, digest)
         del data
         with self._changed:
             lane.bytes_of.update(samples)
             lane.held -= part.cost - part.sample_bytes
 
-    def _verified(self, encoded: bytes, shard: int, offset: int, digest: int) -> bytes:
-        """Return the bytes whose digest is right, read again if these are not."""
-        storage, key = self._index.storage, self._index.names[shard]
-        for attempt in range(DIGEST_RETRIES + 1):
-            if attempt:
-                storage.stats.add(retries=1)
-                encoded = storage.read(key, start=offset, length=len(encoded))
-            if xxhash.xxh3_64_intdigest(encoded) == digest % (1 << 64):
-                return encoded
-        table = self._index.samples(shard)
-        name = table.key_bytes[int(np.flatnonzero(table.offset == offset)[0])].decode()
-        raise UserError(
-            f"sample {name} of {self._index.url}/{key} differs from its index after {DIGEST_RETRIES + 1} reads: "
-            f"run `hmtl-dist data verify {self._index.url}`, then upload or build the shard again"
-        )
+
+def _verified(encoded: bytes, index: ShardIndex, shard: int, offset: int, digest: int) -> bytes:
+    """Return the bytes whose digest is right, read again if these are not."""
+    for attempt in range(DIGEST_RETRIES + 1):
+        if attempt:
+            index.storage.stats.add(retries=1)
+            encoded = index.read(shard, offset, len(encoded), again=True)
+        if xxhash.xxh3_64_intdigest(encoded) == digest % (1 << 64):
+            return encoded
+    table = index.samples(shard)
+    name = table.key_bytes[int(np.flatnonzero(table.offset == offset)[0])].decode()
+    raise UserError(
+        f"sample {name} of {index.shard_url(shard)} differs from its index after {DIGEST_RETRIES + 1} reads: "
+        f"run `hmtl-dist data verify {index.url}`, then upload or build the shard again"
+    )

@@ -1,10 +1,14 @@
-"""Which sample falls to which split: whole groups, near the asked fractions, the same for the same seed."""
+"""Which sample falls to which split: whole groups, near the asked fractions, the same for the same seed.
 
-from collections.abc import Mapping
+Shape legend: n samples, P parts, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl_dist import rng
 from hmtl_dist.errors import UserError
 
 
@@ -55,3 +59,59 @@ def assign_splits(groups: NDArray[np.uint64], fractions: Mapping[str, float]) ->
                 f"{fraction:g} of them; change --split"
             )
     return splits[members]
+
+
+def apportion(
+    groups: NDArray[np.uint64], codes: NDArray[np.int64], shares: Sequence[float], seed: int
+) -> NDArray[np.uint8]:
+    """Cut samples into parts of whole groups in which every class has its share, as nearly as whole groups allow.
+
+    Groups that hold the same number of each class are exchangeable: every part gets its share of them, in a drawn
+    order. Those that remain go one by one, in a drawn order that takes groups of about twice the size first, to the
+    part where they add least to Pearson's chi-squared, the sum of (count - target)² / target over parts and classes;
+    of several such parts to the emptiest.
+    Depends on the groups' hashes, not on the order of the samples, and is exact arithmetic or single IEEE operations:
+    every machine finds the same.
+
+    Args:
+        groups: hash of each sample's group [n]; a sample of no group has its own.
+        codes: class of each sample [n], -1 for none, which counts as a class.
+        shares: share of each part in the samples [P], at most 250 that add up to 1.
+        seed: another seed cuts otherwise.
+
+    Returns:
+        Number of the part of each sample [n].
+    """
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    classes, column = np.unique(codes, return_inverse=True)
+    num_groups, num_classes = len(sizes), len(classes)
+    if num_groups == len(groups):
+        kinds = np.eye(num_classes, dtype=np.int64)
+        kind_of = np.empty(num_groups, dtype=np.int64)
+        kind_of[member] = column
+    else:
+        cells = np.bincount(member * num_classes + column, minlength=num_groups * num_classes)
+        kinds, kind_of = np.unique(cells.reshape(num_groups, num_classes), axis=0, return_inverse=True)
+        kind_of = kind_of.reshape(-1)  # numpy 2.0 gives it a second axis
+    order = rng.permutations(seed, 0, np.zeros(1, dtype=np.int64), rng.Stream.SPLIT, num_groups)[0]
+    share = np.array(shares)
+    number_of = np.bincount(kind_of, minlength=len(kinds))
+    numbers = np.floor(number_of[:, None] * share + 1e-9).astype(np.int64)
+    rest = len(share)
+    part_of = np.empty(num_groups, dtype=np.uint8)
+    part_of[order[np.argsort(kind_of[order], kind="stable")]] = np.repeat(
+        np.tile(np.arange(rest + 1), len(kinds)),
+        np.column_stack([numbers, number_of - numbers.sum(axis=1)]).reshape(-1),
+    )
+    remaining = order[part_of[order] == rest]
+    large_first = np.argsort(-np.frexp(sizes[remaining])[1], kind="stable")
+    counts, target = numbers.T @ kinds, np.outer(share, np.bincount(column))
+    for group in remaining[large_first].tolist():
+        held = kinds[kind_of[group]]
+        cost = np.zeros(rest)
+        for label in np.flatnonzero(held):
+            wanted, more = target[:, label], held[label]
+            cost += more * (2 * (counts[:, label] - wanted) + more) / wanted
+        part_of[group] = np.lexsort((counts.sum(axis=1) / share, cost))[0]  # of equal costs, the emptiest part
+        counts[part_of[group]] += held
+    return part_of[member]

@@ -8,9 +8,11 @@ Backoff And Jitter", AWS Architecture Blog); a read goes on where the body was c
 """
 
 import base64
+import functools
 import hashlib
 import io
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from urllib.parse import urlsplit
 
 import boto3.session
 import botocore.exceptions as boto_errors
+import botocore.loaders
+import botocore.session
 import urllib3.exceptions
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
@@ -27,6 +31,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from typing_extensions import override
 
+from hmtl_dist.config.addresses import is_loopback, start_it
 from hmtl_dist.data.storage_base import (
     ObjectChangedError,
     ObjectInfo,
@@ -84,6 +89,12 @@ _FAULTS = (
 )
 
 
+REACHED = "HMTL_STORAGE_REACHED"
+"""Variable of a process that is started again in the midst of a run: its storage answered before, and so may be out."""
+_REACHED: set[tuple[str, str]] = set()
+"""Endpoints and buckets that have answered this process, through whichever storage: an outage of theirs will pass."""
+
+
 def open_storage(url: str) -> Storage:
     """Opens `s3://BUCKET[/PREFIX]` or a local folder; nothing is contacted yet.
 
@@ -129,9 +140,8 @@ class S3Storage(Storage):
         check_prefix(self._prefix)
         self._access = access
         self._patience_seconds = patience_seconds
-        self._session: _Session | None = None
+        self._sessions: dict[int, _Session] = {}
         self._stats = StorageStats()
-        self._reached = False
 
     def __repr__(self) -> str:
         return f"S3Storage({self.url!r})"
@@ -221,6 +231,25 @@ class S3Storage(Storage):
             key,
         )
 
+    def write_if(self, key: str, data: bytes, etag: str | None) -> str | None:
+        """Writes an object if it is still the one of this entity tag (None: if there is none) and returns its new tag.
+
+        Returns None where it is not. A lost answer is asked for again: then None may mean that the write did happen.
+        """
+        name = self._name(key)
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
+
+        def put(client: "S3Client") -> str | None:
+            try:
+                answer = client.put_object(Bucket=self.bucket, Key=name, Body=data, **cast("Any", condition))
+            except boto_errors.ClientError as error:
+                if _status(error) in (404, 409, 412) and _code(error) != "NoSuchBucket":
+                    return None
+                raise
+            return answer["ETag"].strip('"')
+
+        return self._repeat(put, key)
+
     @override
     def upload(self, key: str, path: Path) -> None:
         name = self._name(key)
@@ -270,16 +299,17 @@ class S3Storage(Storage):
             try:
                 self._stats.add(requests=1)
                 answer = self._connect().client.get_object(Bucket=self.bucket, Key=name, **cast(Any, request))
-                self._reached = True
-                entity_tag = _entity_tag(answer)
-                if end is None:
-                    end = position + answer["ContentLength"]
-                elif position + answer["ContentLength"] < end:
-                    raise UserError(
-                        f"{self.url}/{key} ends before byte {end}: it is not the object its index describes; upload or "
-                        "build it again"
-                    )
                 with answer["Body"] as body:
+                    self._note_answer()
+                    entity_tag = _entity_tag(answer)
+                    _check_range(answer, position, ranged="Range" in request)
+                    if end is None:
+                        end = position + answer["ContentLength"]
+                    elif end > (size := _size(answer)):
+                        raise UserError(
+                            f"{self.url}/{key} has {size} bytes and ends before byte {end}: it is not the object its "
+                            "index describes; upload or build it again"
+                        )
                     while position < end:
                         chunk = body.read(min(CHUNK_BYTES, end - position))
                         if chunk == b"":
@@ -289,7 +319,17 @@ class S3Storage(Storage):
                         patience.renew()
                         yield chunk
             except _FAULTS as error:
+                if length is None and position > start and self._ends_at(key, entity_tag, error):
+                    return
                 patience.wait(_reason(error, self, key))
+
+    def _ends_at(self, key: str, entity_tag: str, error: Exception) -> bool:
+        """Whether nothing more can come because an answer promised more bytes than the object has."""
+        if not isinstance(error, boto_errors.ClientError) or _status(error) != 416:
+            return False
+        # That many bytes of this version were received, so it is at least as long: only another version could be
+        # shorter. The size that a look-up answers is no witness, for it may be promised as wrongly as the body was.
+        return self.stat(key).etag == entity_tag.strip('"')
 
     def _repeat(self, operation: Callable[["S3Client"], Result], key: str) -> Result:
         """Carries out an operation that may be repeated, until it succeeds or it is known that it will not."""
@@ -301,22 +341,26 @@ class S3Storage(Storage):
             except _FAULTS as error:
                 patience.wait(_reason(error, self, key))
             else:
-                self._reached = True
+                self._note_answer()
                 return result
 
     def _connect(self) -> "_Session":
-        # Without a lock: a lock held while another thread forks would stay held in the child, and two threads that
-        # both come first only make a client too many.
-        session = self._session
-        if session is None or session.pid != os.getpid():
-            session = self._session = _Session(self._access)
-        return session
+        # Without a lock: a lock held while another thread forks would stay held in the child. Of two threads that both
+        # come first one makes a session too many, which nobody uses: `setdefault` keeps one.
+        session = self._sessions.get(os.getpid())
+        return session or self._sessions.setdefault(os.getpid(), _Session(self._access))
 
     def _patience(self) -> float:
         """How long transient faults are waited out, in seconds."""
         if self._patience_seconds is not None:
             return self._patience_seconds
-        return OUTAGE_SECONDS if self._reached else FIRST_CONTACT_SECONDS
+        reached = REACHED in os.environ or any(
+            (session.client.meta.endpoint_url, self.bucket) in _REACHED for session in [*self._sessions.values()]
+        )
+        return OUTAGE_SECONDS if reached else FIRST_CONTACT_SECONDS
+
+    def _note_answer(self) -> None:
+        _REACHED.add((self._connect().client.meta.endpoint_url, self.bucket))
 
     @property
     def endpoint(self) -> str:
@@ -328,14 +372,36 @@ class _Session:
     """A process's own client and threads."""
 
     def __init__(self, access: S3Access | None) -> None:
-        self.pid = os.getpid()
         self.client = _make_client(access)
+        # At once, with its connections: the client itself is part of a cycle, which is collected at some later time.
+        weakref.finalize(self, _close, self.client, os.getpid()).atexit = False
         self.pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="s3")
+
+
+def _close(client: "S3Client", pid: int) -> None:
+    """Close a client, but not a fork's copy of one: its locks may have been held when the process was forked."""
+    if os.getpid() == pid:
+        client.close()
+
+
+def read_service_data() -> None:
+    """Read what botocore knows of S3, which takes 0.1 s and 13 MB; clients made later, in forks too, share it."""
+    _make_client(S3Access("http://127.0.0.1", "", ""))
+
+
+@functools.cache
+def _service_data(folders: str | None) -> Any:
+    """Return the one reader of botocore's descriptions of services, which keeps what it has read."""
+    return botocore.loaders.create_loader(folders)
 
 
 def _make_client(access: S3Access | None) -> "S3Client":
     try:
-        session = boto3.session.Session()
+        core = botocore.session.get_session()
+        descriptions = _service_data(core.get_config_variable("data_path"))
+        core.register_component("data_loader", descriptions)
+        session = boto3.session.Session(botocore_session=core)
+        descriptions.search_paths[:] = dict.fromkeys(descriptions.search_paths)  # every session adds boto3's own
         # boto3 knows AWS_DEFAULT_REGION only; the other AWS tools read AWS_REGION.
         region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
         if access is not None:
@@ -374,7 +440,7 @@ def _settings(endpoint: str) -> Config:
         tcp_keepalive=True,
         s3={"addressing_style": style},
         # A proxy has no business between this machine and itself; None leaves it to the environment.
-        proxies={} if host in ("127.0.0.1", "::1", "localhost") else None,
+        proxies={} if is_loopback(host) else None,
         # Checksums sent in trailers are refused by many servers other than Amazon's.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -430,11 +496,24 @@ def _reason(error: Exception, storage: S3Storage, key: str) -> UserError:
         return UserError(f"{storage.bucket!r} is no valid bucket name: correct {url}")
     if isinstance(error, _TRANSIENT):
         return StorageUnavailableError(
-            f"{endpoint} does not answer ({kind}): is it running, is AWS_ENDPOINT_URL right?"
+            f"{endpoint} does not answer for {url} ({kind}): {start_it(endpoint)}, or correct AWS_ENDPOINT_URL"
         )
     if isinstance(error, ResponseParserError):
         return UserError(NOT_S3.format(endpoint=endpoint))
     return UserError(f"{url} cannot be used ({kind}): check the AWS_* variables")
+
+
+def _check_range(answer: "GetObjectOutputTypeDef", position: int, *, ranged: bool) -> None:
+    """Make sure that the body begins where it was asked to: a server may ignore Range and send the whole object."""
+    begin = f"bytes {position}-" if ranged else ""
+    if not answer.get("ContentRange", "").startswith(begin):
+        raise ResponseParserError("the answer is not the range that was asked for")
+
+
+def _size(answer: "GetObjectOutputTypeDef") -> int:
+    """Return the size of the whole object, which Content-Length does not say of a range."""
+    size = answer.get("ContentRange", "").rpartition("/")[2]
+    return int(size) if size.isdecimal() else answer["ContentLength"]
 
 
 def _entity_tag(answer: "GetObjectOutputTypeDef | HeadObjectOutputTypeDef") -> str:

@@ -97,5 +97,5 @@ def refusal(code: str, status: int, *, bucket: str, url: str, endpoint: str) -> 
         kind = {"NoSuchKey": ObjectMissingError, "PreconditionFailed": ObjectChangedError}.get(code, UserError)
         return kind(_REFUSALS[code].format(bucket=bucket, url=url, endpoint=endpoint))
     if code in _TRANSIENT_CODES or status >= 500 or status == 429:
-        return StorageUnavailableError(f"{endpoint} is overloaded or faulty ({code}): try again later")
+        return StorageUnavailableError(f"{endpoint} is overloaded or faulty ({code}) for {url}: try again later")
     return UserError(f"{endpoint} refuses {url}: {code} (HTTP status {status})")

@@ -6,7 +6,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,7 +95,10 @@ class LocalStorage(Storage):
                 for parent, _, names in os.walk(folder)
                 for path in (Path(parent, name) for name in names if not name.startswith(_TEMPORARY_PREFIX))
             ]
-            yield from (_info(key, path.stat()) for key, path in sorted(found) if key.startswith(prefix))
+            for key, path in sorted(found):
+                if key.startswith(prefix):
+                    with suppress(FileNotFoundError):  # a link to nothing, or removed since
+                        yield _info(key, path.stat())
 
     @override
     def write(self, key: str, data: bytes) -> None:

@@ -1,5 +1,4 @@
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
 """A plan and its shards as batches: the stream that training and evaluation read.
 
 A stream is a webdataset pipeline whose source is the reader of a plan; the pipeline's samples are decoded into the
@@ -7,26 +6,25 @@ rows of batches, by data-loader processes or, with `num_workers=0`, by the proce
 """
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from webdataset.pipeline import DataPipeline
 
 from hmtl_dist.data.config import DataConfig
 from hmtl_dist.data.loader import Damaged, Loader, LoaderJob, SampleTransform, StepReport
+from hmtl_dist.data.mixing import SampleIndex
+from hmtl_dist.data.pipeline import planned_samples
 from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.reader import Reader, Sample
 from hmtl_dist.data.ring import BatchLayout, Ring, Rows
-from hmtl_dist.data.shards import ShardIndex
 from hmtl_dist.data.worker import Workers, preload_workers
 from hmtl_dist.errors import UserError
 
-__all__ = ["Batch", "DataConfig", "SampleTransform", "Stream", "StreamStats", "planned_samples", "preload_workers"]
+__all__ = ["Batch", "DataConfig", "SampleTransform", "Stream", "StreamStats", "preload_workers"]
 
 JUDGED_SAMPLES = 1024
 """The share of damaged pictures is taken of at least so many (or an epoch, if less): a single early one is no sign."""
@@ -37,7 +35,7 @@ class Batch:
     """One rank's samples of one step."""
 
     images: Tensor
-    """RGB uint8 `[b, H, W, 3]`: shows memory that is used again, valid until the next batch is asked for."""
+    """RGB uint8 `[b, H, W, 3]`; as a stream gives it, in memory that is used again when the next batch is asked for."""
     labels: dict[str, Tensor]
     """Categories int64 `[b]` (-1 = missing), numbers float32 `[b]` (NaN = missing)."""
     weight: Tensor
@@ -48,6 +46,16 @@ class Batch:
     """Global sample ids, int64 `[b]`, -1 for a padded slot."""
     epoch: int
     step: int
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return it with all that a step computes with changed; the sample ids, which only people read, stay."""
+        return replace(
+            self,
+            images=change(self.images),
+            labels={name: change(values) for name, values in self.labels.items()},
+            weight=change(self.weight),
+            positions=change(self.positions),
+        )
 
 
 @dataclass
@@ -71,14 +79,6 @@ class StreamStats:
         return len(self.damaged_samples)
 
 
-def planned_samples(reader: Reader) -> Iterable[Sample]:
-    """Return the webdataset pipeline of a reader's samples; webdataset's own stages may be composed after it.
-
-    A stage must keep the samples' number and order: the plan says in which slot each one goes.
-    """
-    return cast(Iterable[Sample], DataPipeline(lambda: iter(reader)))
-
-
 class Stream:
     """Batches of one rank, step after step; a context manager.
 
@@ -98,7 +98,7 @@ class Stream:
 
     def __init__(
         self,
-        index: ShardIndex,
+        index: SampleIndex,
         plan: Plan,
         transform: SampleTransform,
         config: DataConfig,
@@ -209,8 +209,9 @@ class Stream:
             last = found[-1]
             raise UserError(
                 f"{stats.damaged} of {stats.samples} pictures cannot be decoded (the last: {last.key} in "
-                f"{self._index.url}/{last.shard}: {last.reason}), more than data.max_bad_share={self._max_bad_share}: "
-                f"run `hmtl-dist data verify {self._index.url}`, or raise data.max_bad_share"
+                f"{last.shard}: {last.reason}), more than data.max_bad_share={self._max_bad_share}: "
+                f"run `hmtl-dist data verify {' '.join(part.url for part in self._index.parts)}`, "
+                "or raise data.max_bad_share"
             )
 
 
@@ -227,7 +228,7 @@ def _batch(rows: Rows, images: Tensor, epoch: int, step: int) -> Batch:
     )
 
 
-def _label_types(index: ShardIndex, fields: Iterable[str] | None) -> dict[str, type[np.generic]]:
+def _label_types(index: SampleIndex, fields: Iterable[str] | None) -> dict[str, type[np.generic]]:
     known = index.header.fields
     names = list(known if fields is None else fields)
     for name in names:

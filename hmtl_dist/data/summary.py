@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hmtl_dist.data.config import DataConfig
 from hmtl_dist.data.plan import Plan
 from hmtl_dist.data.schema import IndexHeader
-from hmtl_dist.data.shards import ShardIndex, open_dataset, open_index
+from hmtl_dist.data.selection import Source, open_training
+from hmtl_dist.data.shards import open_dataset, open_index
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,15 @@ class RankShare:
 class PlanFigures:
     """The size of an epoch."""
 
-    samples: int
+    draws: int
+    """Draws of an epoch: the samples, unless sets are mixed."""
     steps_per_epoch: int
     leftover: int
-    """Samples that an epoch leaves out, others in every epoch."""
+    """Draws that an epoch leaves out, others in every epoch."""
+    sources: list[Source]
+    """The sets, and what is drawn of each."""
+    label_counts: dict[str, dict[str, int]]
+    """Draws of each class of each category label in an epoch."""
     ranks: list[RankShare]
 
 
@@ -41,25 +48,34 @@ def headers_of(url: str) -> list[IndexHeader]:
     return [open_index(url, split).header for split in open_dataset(url).splits]
 
 
-def plan_figures(
-    index: ShardIndex, *, world_size: int, batch_size: int, lanes: int, seed: int, block: int
-) -> PlanFigures:
-    """Plan the first epoch of training and count what falls to each rank.
+def plan_figures(config: DataConfig, *, world_size: int, seed: int) -> PlanFigures:
+    """Plan the first epoch of training and count what falls to each rank, without walking its blocks.
 
     Raises:
         UserError: when batch size, lanes and world size do not fit together, or the set is smaller than a batch.
     """
-    plan = Plan(index.num_samples, batch_size=batch_size, lanes=lanes, seed=seed, shuffle=True, block=block)
+    training = open_training(config)
+    index = training.index
+    plan = Plan(
+        index.num_samples,
+        batch_size=config.batch_size,
+        lanes=config.lanes,
+        seed=seed,
+        shuffle=True,
+        block=config.shuffle_block,
+        pools=training.pools,
+    )
     epoch = plan.epoch(0)
     mean_bytes = index.num_bytes / np.maximum(index.num_samples, 1)
     ranks: list[RankShare] = []
     for rank in range(world_size):
-        counts = np.zeros(len(index), dtype=np.int64)
-        for lane in plan.rank_lanes(rank, world_size):
-            for part in epoch.lane_blocks(lane, 0):
-                shards, numbers = np.unique(plan.locate(part.ids)[0], return_counts=True)
-                counts[shards] += numbers
+        counts = epoch.lane_draws(plan.rank_lanes(rank, world_size))
         ranks.append(
             RankShare(rank, int(counts.sum()), int(np.count_nonzero(counts)), round(float(counts @ mean_bytes)))
         )
-    return PlanFigures(plan.num_samples, plan.steps_per_epoch, plan.leftover, ranks)
+    header = training.header
+    labels = {
+        name: dict(zip(header.fields[name].classes, counts, strict=True))
+        for name, counts in header.label_counts.items()
+    }
+    return PlanFigures(plan.num_draws, plan.steps_per_epoch, plan.leftover, list(training.sources), labels, ranks)

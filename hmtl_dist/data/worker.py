@@ -6,16 +6,20 @@ ends with the process that started it.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.spawn
+import multiprocessing.util
 import os
 import pickle
+import shutil
 import signal
+import sys
 import threading
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -24,8 +28,11 @@ from hmtl_dist.data.loader import Loader, LoaderJob, StepReport
 from hmtl_dist.data.ring import Ring
 from hmtl_dist.errors import UserError
 
-PRELOADED = ("hmtl_dist.data.stream", "cv2")
+_SAME_MOMENT_SECONDS = 0.01
+"""Between a dead parent's closed connection and its being known to be dead."""
+PRELOADED = ("hmtl_dist.data.preload", "hmtl_dist.data.worker", "cv2")
 """Modules that the server imports for all workers."""
+PRELOADED_FOR_S3 = "hmtl_dist.data.preload_s3"
 JOIN_SECONDS = 5.0
 """How long an ended worker may take to disappear before it is killed."""
 
@@ -41,6 +48,10 @@ class Failure:
     is_user_error: bool
 
 
+class LoaderDiedError(UserError):
+    """A data-loader process was killed or crashed: starting again may well mend it."""
+
+
 class Workers:
     """The data-loader processes of one rank, each owning some of its lanes; ended by `close`.
 
@@ -52,7 +63,7 @@ class Workers:
     def __init__(self, jobs: Sequence[LoaderJob], ring: Ring) -> None:
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
-        preload_workers(_modules_of(jobs[0]))
+        preload_workers([part.url for part in jobs[0].index.parts], _modules_of(jobs[0]))
         try:
             for number, job in enumerate(jobs):
                 self._start(number, job, ring)
@@ -98,7 +109,9 @@ class Workers:
     def _start(self, number: int, job: LoaderJob, ring: Ring) -> None:
         ours, theirs = _context.Pipe(duplex=True)
         # The server may be older than the environment (credentials, endpoint) under which the job is to be opened.
-        arguments = (pickle.dumps(job), dict(os.environ), ring, theirs)
+        # A process that was itself started by multiprocessing shares the folder of its parent, which lives on.
+        sockets = None if multiprocessing.parent_process() else multiprocessing.util.get_temp_dir()
+        arguments = (pickle.dumps(job), dict(os.environ), ring, theirs, sockets)
         process = _context.Process(target=_run, args=arguments, name=f"data-loader-{number}", daemon=True)
         with theirs, _starting, _main_module_left_alone(job):
             process.start()
@@ -116,7 +129,7 @@ class Workers:
         if isinstance(message, StepReport):
             return message
         if message is None:
-            raise UserError(self._death(number))
+            raise LoaderDiedError(self._death(number))
         raise UserError(message.message) if message.is_user_error else RuntimeError(message.message)
 
     def _death(self, number: int) -> str:
@@ -131,38 +144,48 @@ class Workers:
         return f"data-loader process {number} (pid {process.pid}) {how}: {hint}, then start again"
 
 
-def preload_workers(modules: Sequence[str] = ()) -> None:
+def preload_workers(urls: Iterable[str], modules: Sequence[str]) -> None:
     """Start the server that workers are forked from, unless it runs already; returns at once.
 
     Called early, it does its imports while the training process builds its model.
 
     Args:
-        modules: what to import beside the loader's own modules.
+        urls: the data sets.
+        modules: what to import beside the loader's own modules: that of the transform.
     """
+    storages = [PRELOADED_FOR_S3] if any(url.startswith("s3:") for url in urls) else []
     with _starting:
-        _context.set_forkserver_preload([*PRELOADED, *modules])
+        _context.set_forkserver_preload([*PRELOADED, *modules, *storages])
         with _environment_of_workers():
             multiprocessing.forkserver.ensure_running()
 
 
-def _run(job: bytes, environment: dict[str, str], ring: Ring, connection: Connection) -> None:
+def _run(job: bytes, environment: dict[str, str], ring: Ring, connection: Connection, sockets: str | None) -> None:
     """Be a worker."""
+    gc.freeze()  # else a collection would write to, and so copy, the pages of all modules shared with the server
     import cv2  # here and not above: who has no workers need not load it
-    import torch
 
     # Ctrl-C reaches the whole process group; it is for the training process to decide what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    watcher = threading.Thread(target=_end_with_parent, args=(sockets,), daemon=True)
+    watcher.start()
     os.environ.clear()
     os.environ.update(environment)
     cv2.setNumThreads(0)
-    torch.set_num_threads(1)
     try:
-        _load(pickle.loads(job), ring, connection)  # noqa: S301  # made by the process that started this one
+        loader_job = pickle.loads(job)  # noqa: S301  # made by the process that started this one
+        if torch := sys.modules.get("torch"):  # a transform has brought it
+            torch.set_num_threads(1)
+        _load(loader_job, ring, connection)
     except UserError as error:
         _send(connection, Failure(str(error), is_user_error=True))
     except Exception:  # noqa: BLE001  # the training process shows it
         _send(connection, Failure(f"data-loader process failed:\n{traceback.format_exc()}", is_user_error=False))
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join(_SAME_MOMENT_SECONDS)
+        if not parent.is_alive():
+            watcher.join(1.0)
 
 
 def _load(job: LoaderJob, ring: Ring, connection: Connection) -> None:
@@ -183,10 +206,13 @@ def _send(connection: Connection, failure: Failure) -> None:
         connection.send(failure)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(sockets: str | None) -> None:
+    """Wait for the training process to end; one that was killed leaves the folder of its sockets behind."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+    if sockets is not None:
+        shutil.rmtree(sockets, ignore_errors=True)
     os._exit(1)
 
 

@@ -32,7 +32,7 @@ class Engine(Protocol):
     """The unwrapped model, on the device."""
     device: torch.device
     global_step: int
-    """Optimizer steps taken so far."""
+    """Optimizer steps so far, skipped ones too."""
     micro_step: int
     """Micro-batches processed so far."""
 
@@ -44,8 +44,20 @@ class Engine(Protocol):
         """Add the gradients of one micro-batch; the engine divides by the number of accumulated micro-batches."""
         ...
 
-    def step(self) -> bool:
-        """Take an optimizer step if this micro-batch closes an accumulation; returns whether one was taken."""
+    def gradient_norm(self) -> Tensor:
+        """Return the norm of the accumulated gradients that this rank holds, a scalar on the device; collective.
+
+        It is not finite where any of them is not. Under ZeRO a rank may hold a part only, so the ranks must agree on
+        what it says. Clipping takes the norm that was asked for; nothing here waits for the device.
+        """
+        ...
+
+    def step(self) -> None:
+        """Take an optimizer step with the accumulated gradients; collective."""
+        ...
+
+    def skip(self) -> None:
+        """Count a step without taking it: drop its gradients and what its forward passes did to BatchNorm."""
         ...
 
     @property

@@ -16,18 +16,20 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file  # pyright: ignore[reportUnknownVariableType]  # a bare PathLike
 from torch import Tensor
 
 from hmtl_dist.config.base import Section
+from hmtl_dist.config.dialect import parse_json
 from hmtl_dist.data.storage import ObjectMissingError, Storage, open_storage
 from hmtl_dist.engine.base import EngineState
 from hmtl_dist.errors import UserError
@@ -36,6 +38,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ENGINE_PARTS = ("model", "optimizer", "ema")
 READ_BYTES = 1 << 20
+SCRATCH_PREFIX = "hmtl-checkpoint-"
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +52,16 @@ class _File(Section):
     sha256: str
 
 
+class _Counters(Section):
+    global_step: Annotated[int, Field(ge=0)]
+    micro_step: Annotated[int, Field(ge=0)]
+
+
 class _Manifest(Section):
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # figures may be no numbers
+
     format_version: int
-    counters: dict[str, int]
+    counters: _Counters
     files: dict[str, _File]
     """Every file of the checkpoint by its part's name."""
     entries: dict[str, Any]
@@ -67,6 +77,7 @@ def save_checkpoint(
     *,
     keep_last: int | None = None,
     protected: Collection[str] = (),
+    scratch: Path | None = None,
 ) -> str:
     """Write a checkpoint and return its URL; one process calls it.
 
@@ -81,9 +92,10 @@ def save_checkpoint(
         manifest: Entries of the caller's own, as JSON holds them.
         keep_last: Keep so many of the newest checkpoints; None keeps all.
         protected: URLs of checkpoints, such as the best, that are kept however old.
+        scratch: Folder for temporary files; the system's own if none is given.
 
     Raises:
-        UserError: The storage refuses, or the temporary folder is full.
+        UserError: The storage refuses, or the folder for temporary files is full.
         ValueError: A part's name is taken.
     """
     if taken := set(extras) & set(ENGINE_PARTS):
@@ -91,15 +103,16 @@ def save_checkpoint(
     storage, name = open_storage(url), _folder_name(step)
     parts = {"model": state.model, "optimizer": state.optimizer, "ema": state.ema, **extras}
     storage.delete(f"{name}/{MANIFEST}")  # while files of an older checkpoint of this step are replaced, it is none
+    _remove_folder(url, name)
     files: dict[str, _File] = {}
-    with tempfile.TemporaryDirectory(prefix="hmtl-checkpoint-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=scratch) as folder:
         for part, tensors in parts.items():
-            path = Path(scratch) / f"{part}.safetensors"
+            path = Path(folder) / f"{part}.safetensors"
             try:
                 save_file(_storable(tensors), path)
             except SafetensorError as error:  # how it reports a full disk
                 raise UserError(
-                    f"cannot write {path} ({error}): free some space there, or set TMPDIR to a folder with room"
+                    f"cannot write {path} ({error}): free some space there, or set HMTL_HOME to a folder with room"
                 ) from error
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -107,36 +120,65 @@ def save_checkpoint(
             storage.upload(f"{name}/{path.name}", path)
             path.unlink()
     content = _Manifest(
-        format_version=FORMAT_VERSION, counters=state.counters, files=files, entries=dict(manifest)
+        format_version=FORMAT_VERSION,
+        counters=_Counters.model_validate(state.counters),
+        files=files,
+        entries=dict(manifest),
     ).model_dump(mode="json")
     sealed = {"content": content, "sha256": _seal(content)}
-    storage.write(f"{name}/{MANIFEST}", json.dumps(sealed, indent=2, sort_keys=True).encode())
+    # in the order given: that of the tasks in a configuration has a meaning
+    storage.write(f"{name}/{MANIFEST}", json.dumps(sealed, indent=2).encode())
     if keep_last is not None:
-        _prune(storage, step, keep_last, {checkpoint.rstrip("/").rsplit("/", 1)[-1] for checkpoint in protected})
-    return f"{url.rstrip('/')}/{name}"
+        kept = {checkpoint.rstrip("/").rsplit("/", 1)[-1] for checkpoint in protected}
+        for gone in _prune(storage, step, keep_last, kept):
+            _remove_folder(url, gone)
+    return checkpoint_at(url, step)
 
 
-def latest_checkpoint(url: str) -> str | None:
-    """Return the URL of the newest checkpoint that is whole, None if there is none.
+def remove_scratch(folder: Path) -> None:
+    """Remove the temporary files of checkpoints whose writers were killed."""
+    for left in folder.glob(f"{SCRATCH_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
-    Every byte is compared with its digest; a torn or damaged checkpoint is passed over with a warning in the log.
+
+def checkpoint_at(url: str, step: int) -> str:
+    """Return the URL of the checkpoint of a global step in a run's folder or URL of checkpoints, there or not."""
+    return f"{url.rstrip('/')}/{_folder_name(step)}"
+
+
+def complete_steps(url: str) -> list[int]:
+    """Return the global steps of the checkpoints that are written to the end, whole or damaged since, ascending.
 
     Args:
         url: Folder or `s3://` URL of the run's checkpoints.
 
     Raises:
-        UserError: The storage refuses, or the newest checkpoint is of an unknown format.
+        UserError: The storage refuses.
     """
     storage = open_storage(url)
-    for step in sorted(_steps(storage), reverse=True):
-        name = _folder_name(step)
+    return sorted(_steps(storage, MANIFEST))
+
+
+def load_newest(url: str) -> tuple[str, EngineState, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Read the newest checkpoint that is whole, once; None if there is none.
+
+    A torn or damaged checkpoint is passed over with a warning in the log.
+
+    Args:
+        url: Folder or `s3://` URL of the run's checkpoints.
+
+    Returns:
+        Its URL, and what `load_checkpoint` returns.
+
+    Raises:
+        UserError: The storage refuses, or the newest checkpoint is of an unknown format.
+    """
+    for name in _newest_first(open_storage(url)):
+        checkpoint = f"{url.rstrip('/')}/{name}"
         try:
-            for part, file in _read_manifest(storage, f"{name}/", url).files.items():
-                _verify(storage, f"{name}/{part}.safetensors", file)
-        except (DamagedCheckpointError, ObjectMissingError) as error:
-            logger.warning("passing over checkpoint %s: %s", name, error)
-            continue
-        return f"{url.rstrip('/')}/{name}"
+            return (checkpoint, *load_checkpoint(checkpoint))
+        except DamagedCheckpointError as error:
+            _pass_over(name, error)
     return None
 
 
@@ -150,9 +192,9 @@ def newest_manifest(url: str) -> dict[str, Any] | None:
         UserError: The storage refuses, or the newest checkpoint is of an unknown format.
     """
     storage = open_storage(url)
-    for step in sorted(_steps(storage), reverse=True):
+    for name in _newest_first(storage):
         try:
-            return _read_manifest(storage, f"{_folder_name(step)}/", url).entries
+            return _read_manifest(storage, f"{name}/", url).entries
         except DamagedCheckpointError:
             continue
     return None
@@ -186,7 +228,9 @@ def load_checkpoint(url: str) -> tuple[EngineState, dict[str, dict[str, Tensor]]
             parts[part] = load(data)
         except SafetensorError as error:
             raise DamagedCheckpointError(f"checkpoint {url} is damaged: {key}: {error}") from error
-    state = EngineState(**{part: parts.pop(part) for part in ENGINE_PARTS}, counters=manifest.counters)
+    if missing := set(ENGINE_PARTS) - set(parts):
+        raise DamagedCheckpointError(f"checkpoint {url} is damaged: its manifest names no {', '.join(sorted(missing))}")
+    state = EngineState(**{part: parts.pop(part) for part in ENGINE_PARTS}, counters=manifest.counters.model_dump())
     return state, parts, manifest.entries
 
 
@@ -194,9 +238,24 @@ def _folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _steps(storage: Storage) -> set[int]:
-    """Return the steps of all folders, whole or not."""
-    found = (re.match(r"step-(\d{8,})/", info.key) for info in storage.list())
+def _newest_first(storage: Storage) -> Iterator[str]:
+    """Yield the names of all folders, whole or not."""
+    return map(_folder_name, sorted(_steps(storage), reverse=True))
+
+
+def _pass_over(name: str, error: UserError) -> None:
+    logger.warning("passing over checkpoint %s: %s", name, error)
+
+
+def _remove_folder(url: str, name: str) -> None:
+    """Remove the local folder of a checkpoint, with what a killed writer left in it; S3 has no folders."""
+    if "://" not in url:
+        shutil.rmtree(Path(url) / name, ignore_errors=True)
+
+
+def _steps(storage: Storage, file: str = "") -> set[int]:
+    """Return the steps of all folders, whole or not, or of those that hold a file of this name."""
+    found = (re.match(rf"step-(\d{{8,}})/{re.escape(file)}", info.key) for info in storage.list())
     return {int(match[1]) for match in found if match}
 
 
@@ -221,7 +280,7 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_manifest(storage: Storage, folder: str, url: str) -> _Manifest:
     where = f"{url.rstrip('/')}/{folder}".rstrip("/")
     try:
-        sealed = json.loads(storage.read(f"{folder}{MANIFEST}"))
+        sealed = parse_json(storage.read(f"{folder}{MANIFEST}"))
     except ObjectMissingError as error:
         raise DamagedCheckpointError(f"{where} is no checkpoint: it has no {MANIFEST}") from error
     except ValueError as error:
@@ -240,19 +299,12 @@ def _read_manifest(storage: Storage, folder: str, url: str) -> _Manifest:
         raise DamagedCheckpointError(f"checkpoint {where} is damaged: {MANIFEST} lacks an entry") from error
 
 
-def _verify(storage: Storage, key: str, file: _File) -> None:
-    if storage.stat(key).size != file.num_bytes:
-        raise DamagedCheckpointError(f"{key} has not the size its manifest says")
-    digest = hashlib.sha256()
-    with storage.open_read(key) as stream:
-        while chunk := stream.read(READ_BYTES):
-            digest.update(chunk)
-    if digest.hexdigest() != file.sha256:
-        raise DamagedCheckpointError(f"{key} does not match its digest")
+def _prune(storage: Storage, newest: int, keep_last: int, protected: Collection[str]) -> list[str]:
+    """Remove all but the newest `keep_last` checkpoints, the protected ones, and whatever lies behind the newest.
 
-
-def _prune(storage: Storage, newest: int, keep_last: int, protected: Collection[str]) -> None:
-    """Remove all but the newest `keep_last` checkpoints, the protected ones, and whatever lies behind the newest."""
+    Returns:
+        The names of the folders that were removed.
+    """
     by_folder: dict[str, list[str]] = {}
     for info in storage.list():
         by_folder.setdefault(info.key.split("/")[0], []).append(info.key)
@@ -262,8 +314,8 @@ def _prune(storage: Storage, newest: int, keep_last: int, protected: Collection[
         if step <= newest and f"{_folder_name(step)}/{MANIFEST}" in by_folder[_folder_name(step)]
     ]
     kept = {_folder_name(step) for step in whole[: max(keep_last, 1)]} | set(protected)
-    for step in _steps(storage):
-        name = _folder_name(step)
-        if name not in kept:
-            for key in sorted(by_folder[name], key=lambda key: not key.endswith(MANIFEST)):
-                storage.delete(key)  # the manifest first: a folder half removed is no checkpoint
+    gone = [name for name in map(_folder_name, sorted(_steps(storage))) if name not in kept]
+    for name in gone:
+        for key in sorted(by_folder[name], key=lambda key: not key.endswith(MANIFEST)):
+            storage.delete(key)  # the manifest first: a folder half removed is no checkpoint
+    return gone

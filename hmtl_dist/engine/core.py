@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from hmtl_dist.engine.base import EngineState
@@ -64,13 +65,17 @@ class EngineCore(ABC):
         self._parallel: DistributedDataParallel | None = None
         self._statistics = RunningStatistics(self.module)
         self.optimizer: Optimizer = build_optimizer(self.module, optim)
-
-    def _start(self) -> None:
-        """Finish construction once the subclass has wrapped the module and broadcast its weights."""
+        self._norm: Tensor | None = None
+        self._wrap()
         broadcast_buffers(self.module)
+        self._statistics.remember()
         if self._average is not None:
             self._average.reset(self.module)
         self.module.train()
+
+    @abstractmethod
+    def _wrap(self) -> None:
+        """Wrap the module for training, and give all ranks the weights of the first."""
 
     @property
     def learning_rate(self) -> float:
@@ -98,22 +103,39 @@ class EngineCore(ABC):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-batch; divides by the number of accumulated micro-batches."""
         self._backward(loss)
-
-    def step(self) -> bool:
-        """Take an optimizer step if this micro-batch closes an accumulation; returns whether one was taken."""
-        closes = self._closes_accumulation
-        if closes:
-            learning_rate = self.learning_rate
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-        self._step(closes)
         self.micro_step += 1
-        if closes:
-            self.global_step += 1
-            self._statistics.average()
-            if self._average is not None:
-                self._average.update(self.module, self.global_step)
-        return closes
+        if self.micro_step % self.config.accumulation_steps:
+            self._between_micro_batches()
+
+    def gradient_norm(self) -> Tensor:
+        """Return the norm of the accumulated gradients that this rank holds, for `step` to clip by; collective."""
+        self._norm = self._gradient_norm()
+        return self._norm
+
+    def step(self) -> None:
+        """Take an optimizer step with the accumulated gradients.
+
+        Raises:
+            RuntimeError: Called between the micro-batches of one optimizer step.
+        """
+        self._check_accumulated()
+        learning_rate = self.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._step()
+        self._norm = None
+        self.global_step += 1
+        self._statistics.average()
+        if self._average is not None:
+            self._average.update(self.module, self.global_step)
+
+    def skip(self) -> None:
+        """Count a step without taking it: drop its gradients and what its forward passes did to BatchNorm."""
+        self._check_accumulated()
+        self._discard()
+        self._norm = None
+        self.global_step += 1
+        self._statistics.recall()
 
     def evaluation_module(self) -> nn.Module:
         """Return the module to evaluate, in evaluation mode: the EMA weights where EMA is on, else the current ones."""
@@ -125,8 +147,7 @@ class EngineCore(ABC):
         Raises:
             RuntimeError: Called between the micro-batches of one optimizer step.
         """
-        if self.micro_step % self.config.accumulation_steps:
-            raise RuntimeError("the state has no place for half-accumulated gradients; take it after a step")
+        self._check_accumulated()
         return EngineState(
             model=_snapshot(self.module),
             optimizer=self._optimizer_state(),
@@ -155,6 +176,7 @@ class EngineCore(ABC):
         for group in self.optimizer.param_groups:
             if "lookahead_step" in group:  # timm's Lookahead counts in its groups, not in its state
                 group["lookahead_step"] = self.global_step
+        self._statistics.remember()
         self._after_load()
 
     def close(self) -> None:
@@ -167,8 +189,17 @@ class EngineCore(ABC):
     @abstractmethod
     def _backward(self, loss: Tensor) -> None: ...
 
+    def _between_micro_batches(self) -> None:
+        return
+
     @abstractmethod
-    def _step(self, closes: bool) -> None: ...
+    def _gradient_norm(self) -> Tensor: ...
+
+    @abstractmethod
+    def _step(self) -> None: ...
+
+    @abstractmethod
+    def _discard(self) -> None: ...
 
     @abstractmethod
     def _optimizer_state(self) -> dict[str, Tensor]: ...
@@ -178,6 +209,21 @@ class EngineCore(ABC):
 
     def _after_load(self) -> None:
         return
+
+    def _check_accumulated(self) -> None:
+        if self.micro_step % self.config.accumulation_steps:
+            raise RuntimeError("half-accumulated gradients are no step: their last micro-batch is missing")
+
+    def _whole_gradient_norm(self) -> Tensor:
+        """Return the norm of the gradients of a module whose parameters hold them whole."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return get_total_norm(gradients).to(self.device)
+
+    def _clip_whole_gradients(self) -> None:
+        """Clip by the norm that was asked for, else by one taken now; the two calls are `clip_grad_norm_`."""
+        if self.config.clip_grad_norm:
+            norm = self._whole_gradient_norm() if self._norm is None else self._norm
+            clip_grads_with_norm_(self.module.parameters(), self.config.clip_grad_norm, norm)
 
     def trainable(self) -> NamedParameters:
         """Return the parameters the optimizer moves, by name."""

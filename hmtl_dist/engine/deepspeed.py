@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import get_total_norm
 
 from hmtl_dist.engine.core import (
     EngineCore,
@@ -27,7 +27,7 @@ from hmtl_dist.engine.core import (
     to_channels_last,
     world_size,
 )
-from hmtl_dist.engine.optim import EngineConfig, OptimConfig
+from hmtl_dist.engine.optim import EngineConfig
 
 
 @dataclass(frozen=True)
@@ -50,40 +50,29 @@ class DeepSpeedEngine(EngineCore):
     It joins the process group it finds. A single process without one gets a group of one, released by `close`.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optim: OptimConfig,
-        config: EngineConfig,
-        *,
-        device: torch.device,
-        total_steps: int,
-        steps_per_epoch: int,
-    ) -> None:
-        deepspeed = _import_deepspeed(device)
+    def _wrap(self) -> None:
+        deepspeed = _import_deepspeed(self.device)
         self._owns_group = not dist.is_initialized()
         if self._owns_group:
-            backend = "nccl" if device.type == "cuda" else "gloo"
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
-        super().__init__(module, optim, config, device=device, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it loads torch's compiler, whose own parts are deprecated
             self._deepspeed, *_ = deepspeed.initialize(
                 model=self.module,
                 optimizer=self.optimizer,
-                config=deepspeed_config(config),
+                config=deepspeed_config(self.config),
                 dist_init_required=False,
             )
         if self._channels_last:
             to_channels_last(self.module)  # after initialize, which cannot broadcast such weights
-        if config.compile:
+        if self.config.compile:
             self._deepspeed.compile()
-        if config.zero_stage == 0:
+        if self.config.zero_stage == 0:
             # its own exchange copies every gradient there and back when the backward pass is over: 4 % of a step
             self._deepspeed.enable_backward_allreduce = False
             if world_size() > 1:
-                self._parallel = data_parallel(self._deepspeed, device)
-        self._start()
+                self._parallel = data_parallel(self._deepspeed, self.device)
 
     def _forward(self, views: Mapping[str, Tensor]) -> Outputs:
         return cast("Outputs", (self._parallel or self._deepspeed)(views))
@@ -91,10 +80,41 @@ class DeepSpeedEngine(EngineCore):
     def _backward(self, loss: Tensor) -> None:
         self._deepspeed.backward(loss)
 
-    def _step(self, closes: bool) -> None:
-        if closes and self.config.clip_grad_norm and self.config.zero_stage == 0:
-            clip_grad_norm_(self.module.parameters(), self.config.clip_grad_norm)  # DeepSpeed's own waits for the GPU
+    def _between_micro_batches(self) -> None:
+        self._deepspeed.step()  # which only counts
+
+    def _gradient_norm(self) -> Tensor:
+        if self.config.zero_stage == 0:
+            return self._whole_gradient_norm()
+        zero = self._deepspeed.optimizer
+        if self.config.clip_grad_norm:
+            norm = cast("Tensor", type(zero).scaled_global_norm(zero))
+            return torch.where(norm < 0, torch.nan, norm)  # -1 is its word for a norm that is not finite
+        gradients = cast("dict[int, list[Tensor]]", zero.averaged_gradients)
+        return get_total_norm([part for parts in gradients.values() for part in parts]).to(self.device)
+
+    def _step(self) -> None:
+        if self.config.zero_stage == 0:
+            self._clip_whole_gradients()  # DeepSpeed's own waits for the GPU
+        elif self.config.clip_grad_norm and self._norm is not None:
+            norm = self._norm
+            self._deepspeed.optimizer.scaled_global_norm = lambda: norm  # instead of a second pass over the gradients
         self._deepspeed.step()
+        if self.config.zero_stage:
+            vars(self._deepspeed.optimizer).pop("scaled_global_norm", None)
+
+    def _discard(self) -> None:
+        if self.config.zero_stage == 0:
+            self.module.zero_grad(set_to_none=True)
+            self._deepspeed.micro_steps += 1
+            return
+        # DeepSpeed drops the gradients of a step itself where their norm is not finite, of which -1 is the sign
+        zero = self._deepspeed.optimizer
+        computes, zero.compute_grad_norm = zero.compute_grad_norm, True
+        zero.scaled_global_norm = lambda: torch.tensor(-1.0)
+        self._deepspeed.step()
+        zero.compute_grad_norm = computes
+        del zero.scaled_global_norm
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and the process group, if this engine made it."""

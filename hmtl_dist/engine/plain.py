@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 
 from hmtl_dist.engine.core import (
     EngineCore,
@@ -16,30 +15,18 @@ from hmtl_dist.engine.core import (
     to_channels_last,
     world_size,
 )
-from hmtl_dist.engine.optim import EngineConfig, OptimConfig
 
 
 class PlainEngine(EngineCore):
     """An `hmtl_dist.engine.base.Engine` without DeepSpeed, which the DeepSpeed engine is tested against."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optim: OptimConfig,
-        config: EngineConfig,
-        *,
-        device: torch.device,
-        total_steps: int,
-        steps_per_epoch: int,
-    ) -> None:
-        super().__init__(module, optim, config, device=device, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    def _wrap(self) -> None:
         if self._channels_last:
             to_channels_last(self.module)
-        if config.compile:
+        if self.config.compile:
             self.module.compile()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
         if world_size() > 1:
-            self._parallel = data_parallel(self.module, device)
-        self._start()
+            self._parallel = data_parallel(self.module, self.device)
 
     def _forward(self, views: Mapping[str, Tensor]) -> Outputs:
         module = self._parallel or self.module
@@ -50,12 +37,15 @@ class PlainEngine(EngineCore):
     def _backward(self, loss: Tensor) -> None:
         (loss / self.config.accumulation_steps).backward()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
 
-    def _step(self, closes: bool) -> None:
-        if not closes:
-            return
-        if self.config.clip_grad_norm:
-            clip_grad_norm_(self.module.parameters(), self.config.clip_grad_norm)
+    def _gradient_norm(self) -> Tensor:
+        return self._whole_gradient_norm()
+
+    def _step(self) -> None:
+        self._clip_whole_gradients()
         self.optimizer.step()
+        self._discard()
+
+    def _discard(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _optimizer_state(self) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ import torch.distributed as dist
 
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.place import TrainRank, num_threads, run_folder, scratch_folder, torch_threads
+from hmtl_dist.launch.room import with_workers
 from hmtl_dist.launch.signals import StopRequest
 from hmtl_dist.run_config import LaunchConfig, RunConfig
-from hmtl_dist.train.base import Outcome, Place, Progress
+from hmtl_dist.train.base import Listener, Outcome, Place, Progress
 
 _TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in one collective: longer than a slow evaluation or save."""
@@ -36,8 +37,23 @@ class LocalListener:
         """Whether this process was sent SIGINT or SIGTERM."""
         return self._stop.requested
 
+    def hung(self, said: str) -> None:
+        """Say so where the user looks."""
+        os.write(2, f"error: {said}\n".encode())
 
-def run_local(config: RunConfig, show: Callable[[Progress], None], train: TrainRank | None = None) -> Outcome:
+    def should_save(self) -> bool:
+        """Return False: nobody announces anything to this process but by a signal."""
+        return False
+
+
+def run_local(
+    config: RunConfig,
+    show: Callable[[Progress], None],
+    train: TrainRank | None = None,
+    *,
+    on_stop: Callable[[], None] = lambda: None,
+    listener: Listener | None = None,
+) -> Outcome:
     """Train in this process and return how it ended.
 
     Under `torchrun` (RANK and WORLD_SIZE are set) this process is one rank of several and joins their process group,
@@ -48,6 +64,8 @@ def run_local(config: RunConfig, show: Callable[[Progress], None], train: TrainR
         config: The resolved configuration.
         show: Called with every line of progress, on rank 0 only.
         train: What to run instead of `train.worker.train_rank`.
+        on_stop: Called once, inside a signal's handler, when a stop is asked for.
+        listener: Who is told instead, and may ask to stop, such as a search.
 
     Raises:
         UserError: The configuration asks for workers or GPUs that this process does not have.
@@ -56,8 +74,9 @@ def run_local(config: RunConfig, show: Callable[[Progress], None], train: TrainR
         from hmtl_dist.train.worker import train_rank as train
 
     rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _RANK_VARIABLES)
-    if config.launch.num_workers != world_size:
-        raise UserError(_wrong_size(config.launch.num_workers, world_size))
+    config = with_workers(config, world_size)
+    if config.launch.world_size != world_size:
+        raise UserError(_wrong_size(config.launch.world_size, world_size))
     place = Place(
         rank=rank,
         world_size=world_size,
@@ -65,9 +84,11 @@ def run_local(config: RunConfig, show: Callable[[Progress], None], train: TrainR
         device=_device(config.launch, local_rank),
         scratch=scratch_folder(config, rank),
         storage=run_folder(config),
+        node=int(os.environ.get("GROUP_RANK", "0")),
+        nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
     )
-    with StopRequest() as stop, torch_threads(num_threads(config.launch)), _process_group(place):
-        return train(config, place, LocalListener(show, stop))
+    with StopRequest(on_stop) as stop, torch_threads(num_threads(config.launch)), _process_group(place):
+        return train(config, place, listener or LocalListener(show, stop))
 
 
 _RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

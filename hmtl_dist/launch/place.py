@@ -29,9 +29,14 @@ def run_folder(config: RunConfig) -> str:
 
 def scratch_folder(config: RunConfig, rank: int) -> Path:
     """Return (and make) a rank's own folder on this machine, the same again when the run is resumed here."""
-    folder = home() / "runs" / config.name / f"rank-{rank}"
+    folder = rank_folder(config, rank)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def rank_folder(config: RunConfig, rank: int) -> Path:
+    """Return a rank's own folder on this machine, there or not."""
+    return home() / "runs" / config.name / f"rank-{rank}"
 
 
 def num_threads(launch: LaunchConfig) -> int:

@@ -7,74 +7,66 @@ for Ctrl-C. Workers find their credentials where their machine keeps them (envir
 Ray hands down the driver's environment. Nothing secret is put into a runtime environment, which Ray shows to everyone.
 """
 
-import math
 import os
-import shutil
-import socket
-import sys
-import tempfile
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from datetime import timedelta
 from secrets import token_hex
 from typing import Any, cast
 
+from hmtl_dist.data.storage import REACHED
+from hmtl_dist.data.worker import LoaderDiedError
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import TrainingError, one_line
 from hmtl_dist.launch.place import TrainRank, num_threads, run_folder, scratch_folder, torch_threads
+from hmtl_dist.launch.ray_cluster import ANSWER_SECONDS, Cluster, ray_cluster
+from hmtl_dist.launch.ray_metrics import RunMetrics
+from hmtl_dist.launch.ray_nodes import actor_here, living_nodes, scales
 from hmtl_dist.launch.relay import Relay
+from hmtl_dist.launch.room import check_accelerator, with_workers, workers_on
 from hmtl_dist.launch.signals import StopRequest
 from hmtl_dist.run_config import LaunchConfig, RunConfig
+from hmtl_dist.train.background import in_thread
 from hmtl_dist.train.base import Outcome, Place, Progress
 
 _LOOK_SECONDS = 0.2
 """How often the driver looks for progress and for a stop request."""
-_ANSWER_SECONDS = 10.0
-"""How long a cluster may take to answer at all."""
-_OBJECT_STORE_BYTES = 100 * 2**20
-"""Nothing large goes through Ray's object store: little more than the least it accepts."""
-
 _DIED = "its process died (it crashed or was killed, for memory perhaps)"
-
-_TRAIN_VARIABLES = {
-    # report() hands over at most one result a look of the controller, so this bounds how often a run can report
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a cluster may have to grow first
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it writes every printed line twice
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train sets it for its controller
-}
-"""Ray Train hands these to its controller and workers as their runtime environment."""
-_DRIVER_VARIABLES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration keep their meaning on workers
-    "RAY_DEDUP_LOGS": "0",  # the log file wants every line,
-    "RAY_COLOR_PREFIX": "0",  # and no colours
-}
-_OWN_RAY_VARIABLES = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": token_hex(32),  # Ray listens on the network: nobody else shall run code here
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
 
 
 class RayListener:
-    """The loop's listener on a worker."""
+    """The loop's listener on a worker.
 
-    def __init__(self, relay: Any) -> None:
+    Args:
+        relay: The driver's mailbox.
+        rank: This rank.
+        metrics: Takes a window's figures too; None where nobody scrapes them.
+    """
+
+    def __init__(self, relay: Any, rank: int, metrics: RunMetrics | None = None) -> None:
         self._relay = relay
+        self._rank = rank
+        self._metrics = metrics
+        self._preemption: Any = None
+        self._over = False
         self._stop = threading.Event()
         threading.Thread(target=self._wait_for_stop, name="stop request", daemon=True).start()
 
     def _wait_for_stop(self) -> None:
         import ray
 
-        with suppress(ray.exceptions.RayError):  # the relay ends with its driver, and so does this worker
+        try:
             ray.get(self._relay.stop_requested.remote())
-            self._stop.set()
+        except ray.exceptions.RayError:
+            if not self._over:  # the relay ends with its driver: nobody is left to train for, and another may begin
+                os._exit(1)
+        self._stop.set()
+
+    def close(self) -> None:
+        """Take note that the training is over."""
+        self._over = True
 
     def progress(self, progress: Progress) -> None:
         """Send a line of progress to the driver, without waiting for it."""
@@ -88,6 +80,8 @@ class RayListener:
         """
         import ray.train
 
+        if self._metrics is not None:
+            self._metrics.report(metrics)
         figures: dict[str, Any] = dict(metrics)
         if checkpoint is not None:
             figures["checkpoint"] = checkpoint
@@ -97,8 +91,31 @@ class RayListener:
         """Whether the driver asked for an orderly stop."""
         return self._stop.is_set()
 
+    def hung(self, said: str) -> None:
+        """Leave the line for the driver, which sees a dead process next."""
+        import ray
 
-def run_ray(config: RunConfig, show: Callable[[Progress], None], train: TrainRank | None = None) -> Outcome:
+        ray.get(self._relay.give_up.remote(f"rank {self._rank}: {said}"), timeout=ANSWER_SECONDS)
+
+    def should_save(self) -> bool:
+        """Whether Ray was told that a machine of this run will be taken away, and nothing was saved since."""
+        # get_preemption_info() is a barrier: too dear for every step. This is what it hands round.
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        info: Any = get_train_context().preemption_context.preemption_info
+        new, self._preemption = info is not None and info != self._preemption, info
+        return new
+
+
+def run_ray(
+    config: RunConfig,
+    show: Callable[[Progress], None],
+    train: TrainRank | None = None,
+    *,
+    on_stop: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
     """Train on `launch.num_workers` Ray workers and return how it ended.
 
     The cluster is `launch.address`, else that of the submitted job (RAY_ADDRESS), else an own one that starts and ends
@@ -109,154 +126,53 @@ def run_ray(config: RunConfig, show: Callable[[Progress], None], train: TrainRan
         config: The resolved configuration; the workers get it as it is.
         show: Called on the main thread with every line of progress of rank 0.
         train: What to run instead of `train.worker.train_rank`; importable on the workers.
+        on_stop: Called once, inside a signal's handler, when a stop is asked for.
+        should_stop: Asked now and then whether to stop in order, as after the first signal.
+        say: Called with what the user should know of where it runs.
 
     Raises:
         UserError: A worker met something the user can mend, or the cluster is missing or closed.
         TrainingError: Anything else broke; the message is one line, the traceback is in this process's output.
     """
-    with _ray(config.launch) as cluster, StopRequest() as stop:
-        import ray
-
-        relay: Any = cast("Any", ray.remote(num_cpus=0)(Relay)).remote()
-        fit = _in_thread(_trainer(config, train, relay, cluster).fit)
+    with ray_cluster(config.launch) as cluster, StopRequest(on_stop) as stop:
+        config = _placed(config, cluster, say)
+        relay = actor_here(Relay)
+        # in the main thread `fit` would take over Ctrl-C
+        fit = in_thread(_trainer(config, train, relay, cluster).fit, "ray train")
         asked = False
         while not _done(fit):
+            cluster.check()
             _show_new(relay, show)
-            if stop.requested and not asked:
+            if not asked and (stop.requested or (should_stop is not None and should_stop())):
                 relay.request_stop.remote()
                 asked = True
         _show_new(relay, show)
-        return _outcome(fit)
+        return _outcome(fit, relay)
 
 
-# --- the cluster -------------------------------------------------------------------------------------------------
+def _placed(config: RunConfig, cluster: Cluster, say: Callable[[str], None]) -> RunConfig:
+    """See what the machines are, and decide how many workers `auto` is.
 
-
-@dataclass(frozen=True)
-class _Cluster:
-    own: bool
-    """Whether it starts and ends with the run."""
-    scratch: Path
-    """Folder of the driver's machine for what Ray Train writes."""
-
-
-@contextmanager
-def _ray(launch: LaunchConfig) -> Generator[_Cluster]:
-    """Be connected to Ray."""
-    address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
-    given = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    _set_variables(own=address == "local")
-    import ray
-
-    if ray.is_initialized():  # whoever connected, a search for example, also disconnects
-        with tempfile.TemporaryDirectory(prefix="hmtl-ray-") as scratch:
-            yield _Cluster(own=False, scratch=Path(scratch))
-        return
-    # not under TMPDIR: Ray's sockets live in this folder, and the path of a socket may have 107 characters at most
-    scratch = Path(tempfile.mkdtemp(prefix="hmtl-ray-", dir="/tmp"))
-    keep = False
-    try:
-        if address == "local":
-            _start(launch, scratch)
-        else:
-            _join(launch, address)
-        yield _Cluster(own=address == "local", scratch=scratch)
-    except Exception as error:
-        keep = getattr(error, "keep_logs", False)
-        raise
-    finally:
-        ray.shutdown()
-        for name in [name for name in os.environ if name.startswith("RAY_AUTH_")]:
-            del os.environ[name]  # an own Ray's token is no other cluster's
-        os.environ.update(given)
-        if keep:
-            print(f"Ray's own logs are kept in {scratch}", flush=True)  # noqa: T201  (goes to the run's log)
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _set_variables(*, own: bool) -> None:
-    """Set what Ray reads from the environment, before it is imported; what the user has set stays."""
-    variables = _DRIVER_VARIABLES | _TRAIN_VARIABLES | (_OWN_RAY_VARIABLES if own else {})
-    if own and sys.platform == "linux":
-        variables["GLOO_SOCKET_IFNAME"] = "lo"  # one machine: do not depend on how its host name resolves
-    if not own:
-        variables["RAY_AUTH_MODE"] = "token" if _token_configured() else "disabled"
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
-
-
-def _token_configured() -> bool:
-    """Whether a token is where Ray looks for one."""
-    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    return named or (Path.home() / ".ray" / "auth_token").is_file()
-
-
-def _start(launch: LaunchConfig, scratch: Path) -> None:
-    import ray
-
-    _check_gpus(launch)
-    ray.init(
-        address="local",
-        # an own Ray is as large as the run: its cores are only a count that must suffice
-        num_cpus=math.ceil(launch.num_workers * launch.cpus_per_worker),
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        # the same environment as Ray Train's actors: they then take the worker processes that Ray starts in advance
-        runtime_env={"env_vars": {name: os.environ[name] for name in _worker_variables()}},
-        _temp_dir=str(scratch),
-    )
-
-
-def _worker_variables() -> list[str]:
-    return [*_TRAIN_VARIABLES, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]
-
-
-def _join(launch: LaunchConfig, address: str) -> None:
-    import ray
-
-    host, _, port = address.rpartition(":")
-    if host:  # Ray itself would go on asking for more than five minutes
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster answers at '{address}' ({one_line(error)}); give launch.address=HOST:PORT of its "
-                "head, or unset launch.address and RAY_ADDRESS to train on this machine"
-            ) from error
-    try:
-        ray.init(address=address)
-    except (ray.exceptions.AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"Ray cluster '{address}' cannot be joined ({one_line(error)}); if it asks for a token, set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE; else check that it runs this version of Ray"
-        ) from error
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    if nodes > 1 and launch.storage is None:
-        raise UserError(
-            f"launch.storage: not given, but the cluster has {nodes} machines; "
-            "give an s3:// URL or a folder that all of them see"
+    Raises:
+        UserError: There is no GPU of the type asked for, or no room.
+    """
+    nodes = living_nodes()
+    if cluster.own or not scales():
+        check_accelerator(nodes, config.launch)
+    room = workers_on(nodes, config.launch)
+    placed = with_workers(config, room)
+    if config.launch.num_workers == "auto":
+        say(
+            f"launch.num_workers=auto: {placed.launch.world_size} worker(s); {len(nodes)} machine(s) have room for "
+            f"{room}, and data.lanes={config.data.lanes}"
         )
-
-
-def _check_gpus(launch: LaunchConfig) -> None:
-    if launch.gpus_per_worker == 0:
-        return
-    import torch
-
-    wanted = math.ceil(launch.gpus_per_worker * launch.num_workers)
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted > found:
-        raise UserError(
-            f"launch.gpus_per_worker: {launch.num_workers} workers with {launch.gpus_per_worker:g} each need {wanted} "
-            f"GPUs, but torch finds {found} here; use launch.gpus_per_worker=0 to train on the CPU"
-        )
+    return placed
 
 
 # --- the workers -------------------------------------------------------------------------------------------------
 
 
-def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: _Cluster) -> Any:
+def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: Cluster) -> Any:
     import ray.train
     import ray.train.torch
 
@@ -275,22 +191,88 @@ def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: _C
         resources["GPU"] = launch.gpus_per_worker
     return Trainer(
         _train_on_worker,
-        train_loop_config={"config": config, "train": train, "relay": relay, "storage": run_folder(config)},
+        train_loop_config={
+            "config": config,
+            "train": train,
+            "relay": relay,
+            "storage": run_folder(config),
+            "scraped": not cluster.own,
+        },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=launch.num_workers, use_gpu=launch.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=launch.world_size,
+            use_gpu=launch.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            accelerator_type=launch.accelerator_type,
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if launch.gpus_per_worker > 0 else "gloo"),
+        torch_config=_process_group(launch, cluster),
         run_config=ray.train.RunConfig(
             name=config.name,
             # our checkpoints are elsewhere; this holds what Ray Train's controller, on this machine, writes of its own
             storage_path=str(cluster.scratch / "train"),
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=ray.train.FailureConfig(max_failures=launch.max_failures, controller_failure_limit=0),
         ),
     )
 
 
-def _train_on_worker(task: dict[str, Any]) -> Outcome:
-    """Run one rank; Ray Train has made the process group."""
+def _process_group(launch: LaunchConfig, cluster: Cluster) -> Any:
+    """Say how the ranks find one another: on one machine by a file, as torch's own store listens to the network."""
+    import ray
+    import ray.train.torch
+
+    config = ray.train.torch.TorchConfig(backend="nccl" if launch.gpus_per_worker > 0 else "gloo")
+    if not cluster.own:
+        return config
+    folder = cluster.scratch
+
+    class FileBackend(config.backend_cls):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            address = f"file://{folder}/ranks-{token_hex(8)}"  # another one each time: the ranks of before are dead
+            ray.get(
+                [
+                    worker_group.execute_single_async(
+                        rank, _join_ranks, backend_config.backend, address, backend_config.timeout_s
+                    )
+                    for rank in range(len(worker_group))
+                ]
+            )
+
+    class FileConfig(ray.train.torch.TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return FileBackend
+
+    return FileConfig(backend=config.backend)
+
+
+def _join_ranks(backend: str, address: str, seconds: int) -> None:
+    """Make the process group, and set what libraries ask the environment for, as `torchrun` does."""
+    import ray.train
+    import torch.distributed as dist
+
+    context = ray.train.get_context()
+    figures = {
+        "RANK": context.get_world_rank(),
+        "WORLD_SIZE": context.get_world_size(),
+        "LOCAL_RANK": context.get_local_rank(),
+        "LOCAL_WORLD_SIZE": context.get_local_world_size(),
+        "NODE_RANK": context.get_node_rank(),
+    }
+    os.environ.update({name: str(value) for name, value in figures.items()})
+    dist.init_process_group(
+        backend,
+        init_method=address,
+        rank=figures["RANK"],
+        world_size=figures["WORLD_SIZE"],
+        timeout=timedelta(seconds=seconds),
+    )
+
+
+def _train_on_worker(task: dict[str, Any]) -> "Outcome | TrainingError | UserError":
+    """Run one rank; Ray Train has made the process group.
+
+    What starting again cannot mend is returned by the workers that Ray starts after it, on all ranks alike.
+    """
+    import ray
     import ray.train
     import ray.train.torch
 
@@ -298,6 +280,12 @@ def _train_on_worker(task: dict[str, Any]) -> Outcome:
     if train is None:
         from hmtl_dist.train.worker import train_rank as train
     config: RunConfig = task["config"]
+    relay = task["relay"]
+    known: TrainingError | UserError | None = cast("Any", ray.get(relay.failed.remote()))
+    if known is not None:
+        return known
+    if ray.get(relay.under_way.remote()):
+        os.environ[REACHED] = "1"
     context = ray.train.get_context()
     rank = context.get_world_rank()
     place = Place(
@@ -307,26 +295,38 @@ def _train_on_worker(task: dict[str, Any]) -> Outcome:
         device=str(ray.train.torch.get_device()),
         scratch=scratch_folder(config, rank),
         storage=task["storage"],
+        node=context.get_node_rank(),
+        nodes=_count_nodes(context),
     )
-    with torch_threads(num_threads(config.launch)):
-        return train(config, place, RayListener(task["relay"]))
+    listener = RayListener(relay, rank, RunMetrics(config.name, rank) if task["scraped"] else None)
+    try:
+        with torch_threads(num_threads(config.launch)):
+            outcome = train(config, place, listener)
+        return replace(outcome, nodes=place.nodes)
+    except (RuntimeError, OSError, LoaderDiedError):  # a rank that has lost another one, its loader or its network
+        raise
+    except Exception as error:
+        final = (
+            UserError(str(error)) if isinstance(error, UserError) else TrainingError(f"rank {rank}: {one_line(error)}")
+        )
+        ray.get(relay.fail.remote(final))
+        raise
+    finally:
+        listener.close()
+
+
+def _count_nodes(context: Any) -> int:
+    """Count the machines that hold ranks: they may hold unlike numbers of them. Collective."""
+    import torch.distributed as dist
+
+    if context.get_world_size() == 1:
+        return 1
+    numbers: list[int] = [0] * context.get_world_size()
+    dist.all_gather_object(numbers, context.get_node_rank())
+    return max(numbers) + 1
 
 
 # --- the driver --------------------------------------------------------------------------------------------------
-
-
-def _in_thread(function: Callable[[], Any]) -> "Future[Any]":
-    """Call a function in a thread that does not hold the process up; in the main one `fit` would take over Ctrl-C."""
-    future: Future[Any] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001  (handed to whoever asks for the result)
-            future.set_exception(error)
-
-    threading.Thread(target=call, name="ray train", daemon=True).start()
-    return future
 
 
 def _done(future: "Future[Any]") -> bool:
@@ -338,7 +338,7 @@ def _show_new(relay: Any, show: Callable[[Progress], None]) -> None:
     import ray
 
     try:
-        lines: list[Progress] = ray.get(relay.take.remote(), timeout=_ANSWER_SECONDS)
+        lines: list[Progress] = ray.get(relay.take.remote(), timeout=ANSWER_SECONDS)
     except (
         ray.exceptions.GetTimeoutError,
         ray.exceptions.RayError,
@@ -348,16 +348,31 @@ def _show_new(relay: Any, show: Callable[[Progress], None]) -> None:
         show(progress)
 
 
-def _outcome(fit: "Future[Any]") -> Outcome:
+def _outcome(fit: "Future[Any]", relay: Any) -> Outcome:
     import ray.train
 
     try:
         outcome = fit.result().return_value
     except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+        cause = _cause(error)
+        if isinstance(cause, TrainingError) and (hung := _last_words(relay)):
+            cause = TrainingError(hung, keep_logs=True)
+        raise cause from error
+    if isinstance(outcome, (TrainingError, UserError)):
+        raise outcome
     if not isinstance(outcome, Outcome):
         raise TrainingError("Ray Train ended without an outcome", keep_logs=True)
     return outcome
+
+
+def _last_words(relay: Any) -> str | None:
+    """Return what a rank that hung has said of it."""
+    import ray
+
+    try:
+        return ray.get(relay.gave_up.remote(), timeout=ANSWER_SECONDS)
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayError):
+        return None
 
 
 def _cause(error: Exception) -> Exception:

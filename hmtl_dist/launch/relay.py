@@ -7,6 +7,8 @@ the request in one pending call, and nobody polls for it.
 import asyncio
 from collections import deque
 
+from hmtl_dist.errors import UserError
+from hmtl_dist.launch.failure import TrainingError
 from hmtl_dist.train.base import Progress
 
 _KEPT = 1000
@@ -19,16 +21,40 @@ class Relay:
     def __init__(self) -> None:
         self._lines: deque[Progress] = deque(maxlen=_KEPT)
         self._stop = asyncio.Event()
+        self._gave_up: str | None = None
+        self._final: TrainingError | UserError | None = None
+        self._under_way = False
 
     async def push(self, progress: Progress) -> None:
         """Leave a line of progress for the driver."""
         self._lines.append(progress)
+        self._under_way = True
 
     async def take(self) -> list[Progress]:
         """Hand over the lines left since the last call, oldest first."""
         lines = list(self._lines)
         self._lines.clear()
         return lines
+
+    async def under_way(self) -> bool:
+        """Whether any worker has told of a step: whoever starts now was started again."""
+        return self._under_way
+
+    async def fail(self, error: TrainingError | UserError) -> None:
+        """Note what starting the workers again cannot mend; the first one counts."""
+        self._final = self._final or error
+
+    async def failed(self) -> TrainingError | UserError | None:
+        """Return what was noted."""
+        return self._final
+
+    async def give_up(self, said: str) -> None:
+        """Note what a rank says that hangs; the first one counts."""
+        self._gave_up = self._gave_up or said
+
+    async def gave_up(self) -> str | None:
+        """Return what was noted."""
+        return self._gave_up
 
     async def request_stop(self) -> None:
         """Ask every worker for an orderly stop."""

@@ -2,10 +2,15 @@
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_SECONDS = 1.0
+"""Signals within this time of the first are the same request: `timeout`, make and batch systems signal a process and
+then its whole group."""
 
 
 class StopRequest:
@@ -13,10 +18,15 @@ class StopRequest:
 
     The first SIGINT or SIGTERM sets `requested`, so that whoever trains can save and end; the second raises
     KeyboardInterrupt. Outside the main thread, where Python cannot install handlers, nothing is ever requested.
+
+    Args:
+        on_request: Called once, inside the signal's handler, when the stop is asked for: it may take no lock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_request: Callable[[], None] = lambda: None) -> None:
         self.requested = False
+        self._on_request = on_request
+        self._requested_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,6 +45,8 @@ class StopRequest:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if not self.requested:
+            self.requested, self._requested_at = True, time.monotonic()
+            self._on_request()
+        elif time.monotonic() - self._requested_at > SAME_SECONDS:
             raise KeyboardInterrupt
-        self.requested = True

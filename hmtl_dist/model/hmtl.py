@@ -5,10 +5,10 @@ Shape legend: B pictures a view, V distinct views, H x W pixels.
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hmtl_dist.config.base import Section
@@ -27,12 +27,24 @@ class ModelConfig(Section):
     """Name of a timm model; it should publish features (`timm.list_models`)."""
     pretrained: bool = False
     """Start from the weights timm publishes (fetched over the network); otherwise from scratch."""
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    """Start from the backbone of this run or checkpoint of ours (folder or URL), such as SSL pre-training alone."""
+    init_heads: bool = False
+    """With `init_from`: take over the heads of tasks of the same name and shape too."""
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth: probability at which the last block is skipped in training."""
     zero_init_residual: bool = True
     """From scratch, start every residual block as the identity (its last BatchNorm scale is 0; Goyal et al. 2017)."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict[str, bool | int | float | str])
     """Further arguments of the timm model, such as `model.options.dynamic_img_size=true` for a vision transformer."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.init_from and self.pretrained:
+            raise ValueError("model.init_from and model.pretrained=true are two starts; keep one of them")
+        if self.init_heads and not self.init_from:
+            raise ValueError("model.init_heads needs model.init_from: the run whose heads are taken over")
+        return self
 
 
 class HMTLModel(nn.Module):

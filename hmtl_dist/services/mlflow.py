@@ -16,8 +16,14 @@ _SETTINGS = {
 }
 
 
-def start(folder: Path, *, log: Path, wanted_ports: tuple[int, ...] = ()) -> Server:
+def start(folder: Path, *, log: Path, wanted_ports: tuple[int, ...] = (), store: str | None = None) -> Server:
     """Starts a server that keeps everything in `folder`; it takes about seven seconds to get ready.
+
+    Args:
+        folder: Its working directory, and where it keeps artifacts.
+        log: File for what it says.
+        wanted_ports: Of the last time.
+        store: URL of a database that is there already; one in `folder` if empty.
 
     Raises:
         UserError: No port is free.
@@ -25,7 +31,7 @@ def start(folder: Path, *, log: Path, wanted_ports: tuple[int, ...] = ()) -> Ser
     artifacts = folder / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1, wanted_ports)
-    store = f"sqlite:///{folder / 'mlflow.db'}"
+    store = store or f"sqlite:///{folder / 'mlflow.db'}"
     command = [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--backend-store-uri", store),

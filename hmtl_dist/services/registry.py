@@ -142,7 +142,16 @@ def services_status(home: Path) -> list[ServiceStatus]:
 def _stop(record: _Record | None, names: Sequence[Name]) -> list[Name]:
     known: dict[Name, Server] = {} if record is None else record.servers
     servers: dict[Name, Server] = {name: known[name] for name in names if name in known}
-    stopped: list[Name] = [name for name, server in servers.items() if stop(server.process)]
+    stopped: list[Name] = []
+    trouble: list[str] = []  # one that does not end keeps none of the others
+    for name, server in servers.items():
+        try:
+            if stop(server.process):
+                stopped.append(name)
+        except UserError as error:
+            trouble.append(f"{name}: {error}")
+    if trouble:
+        raise UserError("; ".join(trouble))
     if "s3" in servers:
         seaweedfs.clean_up(servers["s3"])
     return stopped

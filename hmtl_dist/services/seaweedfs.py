@@ -17,6 +17,7 @@ from hmtl_dist.services.private import write_private
 from hmtl_dist.services.process import Server, free_ports, is_listening, launch
 
 NUM_PORTS = 5
+MAX_BUCKETS = 10_000
 
 
 class Identity(Section):
@@ -60,6 +61,9 @@ def start(folder: Path, identities: tuple[Identity, ...], *, log: Path, wanted_p
         "-master.electionTimeout=1s",
         "-master.heartbeatInterval=100ms",
         "-volume.preStopSeconds=0",
+        # Each bucket takes a volume, which grows as it is written to; left alone, the server would have as many as
+        # the disk has free GiB when it starts, and refuse the next bucket's objects.
+        f"-volume.max={MAX_BUCKETS}",
         "-admin.ui=false",
         "-webdav=false",
     ]

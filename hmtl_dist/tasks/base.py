@@ -6,11 +6,12 @@ Shape legend: B samples of one rank's micro-batch, H x W pixels, C channels.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from hmtl_dist.augment.mixing import Mix
 from hmtl_dist.config.base import Section
 
 CLEAN = "clean"
@@ -24,7 +25,10 @@ Supervise = Literal["clean", "corrupted", "both"]
 class TaskConfig(Section):
     """What every task's section shares; a task adds its own fields and a `type` literal."""
 
-    weight: float = 1.0
+    learns_from_mixed: ClassVar[bool] = False
+    """Whether the loss knows what a picture that is mixed of two (mixup, cutmix) should be answered with."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor of this task's loss in the total; 0 keeps the head and its metrics but trains nothing by it."""
 
 
@@ -77,9 +81,11 @@ class Inputs:
     """Epoch the samples belong to."""
     positions: Tensor
     """Position of each sample in the epoch, int64 `[B]`: with seed and epoch the key of every draw."""
+    mix: Mix | None = None
+    """How the clean view, and its labels, are mixed of two samples; pretext tasks take `images` as they are."""
 
     def every(self, stride: int) -> "Inputs":
-        """Return every `stride`-th sample, from the first on."""
+        """Return every `stride`-th sample, from the first on; a part of a batch is not mixed."""
         if stride == 1:
             return self
         return Inputs(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmtl_dist import rng
 from hmtl_dist.tasks.base import DecoderHead, Inputs, LossTerms, Prepared, PretextConfig, Ranks, Task
-from hmtl_dist.tasks.supervised import at_least_float32
+from hmtl_dist.tasks.reading import at_least_float32
 
 MAX_RECTANGLES = 8
 """Rectangles tried for a mask: with sides of 1/6 to 1/2 they fall short once in some thousand masks."""

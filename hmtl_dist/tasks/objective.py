@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hmtl_dist.augment import AugmentConfig, cutout
+from hmtl_dist.augment import AugmentConfig
+from hmtl_dist.augment.photometric import cutout
 from hmtl_dist.tasks.base import CLEAN, HeadSpec, Inputs, LossTerms, Prepared, Ranks, Task
 from hmtl_dist.tasks.weighting import WeightingConfig, build_weighting
 
@@ -37,8 +38,6 @@ class StepLosses:
     """Global mean loss of each task, detached float64 scalars; 0 where missing."""
     metrics: Mapping[str, Tensor]
     """Global means as `TASK/METRIC`, detached float64 scalars."""
-    flags: Tensor
-    """The caller's flags, summed over ranks, `[F]`."""
     sums: Tensor
     """The global sums and counts behind `by_task` and `metrics`: add those of several steps, then call `figures`."""
 
@@ -74,7 +73,8 @@ class Objective:
     def prepare(self, inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Prepared]]:
         """Make the views of a micro-batch, float `[B, 3, H, W]` by name, and what each task's loss needs."""
         prepared = {task.name: task.prepare(inputs.every(task.every)) for task in self.tasks}
-        views = {CLEAN: self._cut(inputs.images, inputs)} if CLEAN in self._read else {}
+        clean = inputs.images if inputs.mix is None else inputs.mix.pictures(inputs.images)
+        views = {CLEAN: self._cut(clean, inputs)} if CLEAN in self._read else {}
         for task in self.tasks:
             for name, view in prepared[task.name].views.items():
                 views[name] = view if task.hides_pixels else self._cut(view, inputs.every(task.every))
@@ -85,7 +85,6 @@ class Objective:
         outputs: Mapping[str, Mapping[str, Tensor]],
         prepared: Mapping[str, Prepared],
         inputs: Inputs,
-        flags: Tensor | None = None,
     ) -> StepLosses:
         """Turn the model's outputs into one loss, with one all-reduce; collective.
 
@@ -93,15 +92,9 @@ class Objective:
             outputs: Head outputs as task -> view -> tensor.
             prepared: What `prepare` returned.
             inputs: The same micro-batch.
-            flags: Any further numbers to be summed over ranks on the same way, float `[F]`.
         """
         terms = self._terms(outputs, prepared, inputs)
-        packed = self._pack(terms)
-        num_sums = packed.numel()
-        if flags is not None:
-            packed = torch.cat([packed, flags.detach().to(packed)])
-        reduced = self._ranks.all_reduce_sum(packed)
-        sums = reduced[:num_sums]
+        sums = self._ranks.all_reduce_sum(self._pack(terms))
         figures = self.figures(sums)
         counts = sums[1 : 2 * len(self.tasks) : 2]
         losses = torch.stack([figures.losses[task.name] for task in self.tasks])
@@ -120,7 +113,6 @@ class Objective:
             total=total,
             by_task=figures.losses,
             metrics=figures.metrics,
-            flags=reduced[num_sums:],
             sums=sums,
         )
 
@@ -130,7 +122,9 @@ class Objective:
         prepared: Mapping[str, Prepared],
         inputs: Inputs,
     ) -> Tensor:
-        """Return this rank's sums and counts of a micro-batch, float64 `[n]`, for evaluation; not collective.
+        """Return this rank's sums and counts of a micro-batch, float64 `[n]`, for evaluation.
+
+        Every rank calls it equally often: some losses (concordance) are collective.
 
         Add those of all micro-batches, sum over ranks once, and call `figures`.
         """

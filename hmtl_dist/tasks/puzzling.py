@@ -6,14 +6,14 @@ Shape legend: B samples, N tiles a side, S = N * N slots, C channels, H x W pixe
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from hmtl_dist import rng
 from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, PretextConfig, Ranks, Supervise, Task
-from hmtl_dist.tasks.supervised import at_least_float32
+from hmtl_dist.tasks.reading import at_least_float32
+from hmtl_dist.tasks.tiles import shuffle_tiles
 
 
 class PuzzlingConfig(PretextConfig):
@@ -79,31 +79,3 @@ class Puzzling(Task):
         logits_BST = outputs[self.view].reshape(-1, self._slots, self._slots)
         puzzle = prepared.views[self.view]
         return inputs.images, puzzle, shuffle_tiles(puzzle, logits_BST.argmax(1), self.grid)
-
-
-def shuffle_tiles(images: Tensor, tiles: Tensor, grid: int) -> Tensor:
-    """Put tile `tiles[b, i]` of picture b into its slot i.
-
-    Args:
-        images: Pictures, float `[B, C, H, W]`.
-        tiles: Original tile (row-major) for each slot, int64 `[B, grid * grid]`.
-        grid: Tiles a side.
-
-    Returns:
-        Shuffled pictures of the same shape, in channels-last memory.
-    """
-    height, width = images.shape[2:]
-    tiled = (-(-height // grid) * grid, -(-width // grid) * grid)
-    if tiled != (height, width):
-        images = F.interpolate(images, size=tiled, mode="bilinear", align_corners=False)
-    # Channels last, so that a row of a tile is one run of memory: one gather moves all tiles of all pictures.
-    batch, channels = images.shape[:2]
-    height_of_tile, width_of_tile = tiled[0] // grid, tiled[1] // grid
-    rows = images.permute(0, 2, 3, 1).reshape(batch, grid, height_of_tile, grid, width_of_tile * channels)
-    index = torch.arange(batch, device=images.device)[:, None]
-    moved = rows[index, tiles // grid, :, tiles % grid]  # [B, S, h, w * C]
-    moved = moved.reshape(batch, grid, grid, height_of_tile, width_of_tile * channels).transpose(2, 3)
-    shuffled = moved.reshape(batch, *tiled, channels).permute(0, 3, 1, 2)
-    if tiled != (height, width):
-        shuffled = F.interpolate(shuffled, size=(height, width), mode="bilinear", align_corners=False)
-    return shuffled

@@ -7,18 +7,30 @@ from pydantic import Field
 
 from hmtl_dist.data.schema import Field as LabelField
 from hmtl_dist.errors import UserError
+from hmtl_dist.tasks.age import AgeConfig, build_age
 from hmtl_dist.tasks.base import Task
+from hmtl_dist.tasks.head_pose import HeadPoseConfig, build_head_pose
 from hmtl_dist.tasks.inpainting import FrozenFeatures, Inpainting, InpaintingConfig
 from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
+from hmtl_dist.tasks.rotation import Rotation, RotationConfig
 from hmtl_dist.tasks.supervised import (
     ClassificationConfig,
     RegressionConfig,
     build_classification,
     build_regression,
 )
+from hmtl_dist.tasks.valence_arousal import ValenceArousalConfig, build_valence_arousal
 
 AnyTaskConfig = Annotated[
-    ClassificationConfig | RegressionConfig | PuzzlingConfig | InpaintingConfig, Field(discriminator="type")
+    ClassificationConfig
+    | RegressionConfig
+    | ValenceArousalConfig
+    | HeadPoseConfig
+    | AgeConfig
+    | PuzzlingConfig
+    | RotationConfig
+    | InpaintingConfig,
+    Field(discriminator="type"),
 ]
 """A task's section of the configuration; `type` says which."""
 
@@ -56,8 +68,16 @@ def build_tasks(
                 tasks.append(build_classification(name, config, fields, label_counts))
             case RegressionConfig():
                 tasks.append(build_regression(name, config, fields))
+            case ValenceArousalConfig():
+                tasks.append(build_valence_arousal(name, config, fields))
+            case HeadPoseConfig():
+                tasks.append(build_head_pose(name, config, fields))
+            case AgeConfig():
+                tasks.append(build_age(name, config, fields))
             case PuzzlingConfig():
                 tasks.append(Puzzling(name, config))
+            case RotationConfig():
+                tasks.append(Rotation(name, config))
             case InpaintingConfig():
                 if image_size < 16:
                     raise UserError(f"data.image_size: {image_size} is too small for tasks.{name}; use 16 or more")

@@ -146,8 +146,9 @@ class DynamicWeighting(Weighting):
         known = (last > 0) & (before > 0)
         ratio = torch.where(known, last / before.clamp_min(EPSILON), 1.0)
         factor = torch.softmax(ratio / self._temperature, 0) * len(ratio)
-        self._state["sum"] = self._state["sum"] + losses * present
-        self._state["count"] = self._state["count"] + present
+        counted = present * losses.isfinite()  # a loss that is not belongs to a step that is not taken
+        self._state["sum"] = self._state["sum"] + torch.where(counted > 0, losses, 0.0) * counted
+        self._state["count"] = self._state["count"] + counted
         by_loss = self._to(losses.device) * factor * present
         return Weighted((by_loss * losses).sum(), by_loss)
 

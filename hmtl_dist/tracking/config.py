@@ -12,6 +12,8 @@ from hmtl_dist.errors import UserError
 
 Seconds = Annotated[float, Field(gt=0)]
 
+_ADDRESS = re.compile(r"^(databricks|[a-zA-Z][\w+.-]+:\S+)$")
+"""A server, a database by its SQLAlchemy URL, or what a plugin of MLflow takes; a folder is none of them any more."""
 _USERINFO = re.compile(r"^[a-zA-Z][\w+.-]*://[^/?#]*@")
 
 
@@ -26,8 +28,12 @@ class TrackingConfig(Section):
     """MLflow experiment of the runs."""
     run_id: str | None = None
     """MLflow run to go on in; the driver sets it."""
+    tags: dict[str, str] = Field(default_factory=dict[str, str])
+    """Notes on the MLflow run, by name; `mlflow.parentRunId` makes it a child of another run."""
     required: bool = False
     """Refuse to start while MLflow does not answer; otherwise the journal waits for it."""
+    model: bool = True
+    """Record the trained model and the learning curves at the end of the run."""
     pictures: bool = True
     """Record samples of the pretext tasks as pictures."""
     system_metrics: bool = True
@@ -55,8 +61,16 @@ def tracking_uri(config: TrackingConfig) -> str:
     """Return the MLflow address: the configured one, else MLFLOW_TRACKING_URI, else a database in the home folder.
 
     Raises:
-        UserError: `tracking.uri` has a password in it, which would end up in checkpoints and parameters.
+        UserError: It is no address of a server or a database; or `tracking.uri` has a password in it, which would end
+            up in checkpoints and parameters.
     """
+    given = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if given and not _ADDRESS.match(given):
+        name = "tracking.uri" if config.uri else "MLFLOW_TRACKING_URI"
+        said = "it" if _USERINFO.match(given) else f"{given!r}"
+        raise UserError(
+            f"{name}: {said} is no address; give http://HOST:PORT, or a database such as sqlite:////path/to/mlflow.db"
+        )
     if config.uri:
         if _USERINFO.match(config.uri):
             raise UserError(

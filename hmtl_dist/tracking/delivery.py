@@ -5,7 +5,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,8 @@ REFUSALS = 5
 """An event that fails so often at a server in good health is left out, lest it hold up all that follow."""
 AWAY_SECONDS = 3.0
 """Longest wait at the end of a run for a server that did not answer last time."""
+REWIND_SECONDS = 40.0
+"""Longest wait for another process to end its delivery: longer than it may take at its end."""
 MAX_VALUES = 1000
 """Most metric values in one request (MLflow's limit)."""
 
@@ -57,7 +60,10 @@ class Delivery:
         self._close_seconds = close_seconds
         self._sink: Sink | None = None
         self._offset = 0
+        self._alone_now = False
         self._away = False
+        self.refused = 0
+        """Events that the server, in good health, would not take: they are left out."""
         self._closing = threading.Event()
         self._abandoned = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="journal-delivery", daemon=True)
@@ -81,19 +87,44 @@ class Delivery:
         if left:
             logger.warning("MLflow: %d bytes of %s are not delivered; they wait there", left, self._journal)
 
+    def drain(self, on_progress: Callable[[], None], patience_seconds: float) -> None:
+        """Wait until all is delivered, however long it takes; give up when the server stays away for too long."""
+        self._closing.set()
+        offset, moved = -1, time.monotonic()
+        while self._thread.is_alive():
+            if self._offset != offset or (self._alone_now and not self._away):
+                offset, moved = self._offset, time.monotonic()
+            if time.monotonic() - moved > patience_seconds:
+                self._abandoned.set()
+                self._thread.join(1.0)
+                break
+            on_progress()
+            self._thread.join(0.05)
+        on_progress()
+
     def left(self) -> int:
         """Return how many bytes of the journal are not delivered."""
-        return max(0, self._journal.stat().st_size - _read_offset(self._journal))
+        return max(0, self._journal.stat().st_size - self.delivered)
+
+    @property
+    def delivered(self) -> int:
+        """How many bytes of the journal have been delivered."""
+        return _read_offset(self._journal)
 
     def _follow(self) -> None:
         try:
             with self._alone():
+                self._alone_now = True
                 self._offset = _read_offset(self._journal)
-                if start := _start_before(self._journal, self._offset):
-                    self._store([start])
+                start = _start_before(self._journal, self._offset)
                 while not self._abandoned.is_set():
                     closing = self._closing.is_set()  # read first: what was written before it is seen below
                     for events, offset in _groups(self._journal, self._offset):
+                        if self._abandoned.is_set():
+                            return
+                        if start:  # not without something to follow: it says that the run is under way
+                            self._store([start])
+                            start = None
                         self._store(events)
                         self._offset = offset
                         _write_offset(self._journal, offset)
@@ -124,6 +155,7 @@ class Delivery:
                     refusals += 1
                     if refusals == REFUSALS:
                         logger.warning("MLflow: refused %s (%s); left out", events[0]["event"], first_line(error))
+                        self.refused += len(events) == 1
                         return False
                 elif not self._away:
                     self._away = True
@@ -160,6 +192,61 @@ class Delivery:
                 except BlockingIOError:
                     self._wait(FIRST_PAUSE_SECONDS)
             yield
+
+
+def waiting(journal: Path) -> list[int]:
+    """Return where each event ends, in bytes, that is not delivered yet; none where there is no journal."""
+    return [end for _, end in read_events(journal, _read_offset(journal))] if journal.exists() else []
+
+
+def waiting_figures(journal: Path, step: int, most: int) -> list[Event]:
+    """Return the newest figures up to a step that are not delivered yet; none where the journal cannot be read."""
+    try:
+        rest = (event for event, _ in read_events(journal, _read_offset(journal)))
+        return list(deque((one for one in rest if one["event"] == "metrics" and one["step"] <= step), maxlen=most))
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            logger.warning("cannot read %s (%s): the checkpoint holds none of its figures", journal, error)
+        return []
+
+
+def lacking(journal: Path, events: Sequence[Event]) -> list[Event]:
+    """Return those of some figures that a journal does not hold."""
+    there = read_events(journal) if events and journal.exists() else ()
+    held = {(event["step"], *event["values"]) for event, _ in there if event["event"] == "metrics"}
+    return [event for event in events if (event["step"], *event["values"]) not in held]
+
+
+def rewind(journal: Path, step: int) -> None:
+    """Drop from a journal what was recorded after a step: the run goes on from there and will record it again.
+
+    The mark of what has been delivered moves along. A process of the interrupted run that still delivers is waited for.
+    """
+    if not journal.exists():
+        return
+    with _offset_path(journal).open("a") as lock:
+        deadline = time.monotonic() + REWIND_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    logger.warning("%s is still being delivered; steps after %d may stand in it twice", journal, step)
+                    return
+                time.sleep(0.1)
+        delivered, data, kept = _read_offset(journal), journal.read_bytes(), bytearray()
+        before = kept_before = 0
+        for event, end in read_events(journal):
+            line, before = data[before:end], end
+            if event.get("step", step) <= step:
+                kept += line
+                kept_before += len(line) if end <= delivered else 0
+        if len(kept) < before:
+            _write_offset(journal, kept_before)  # first: delivered again is better than left out
+            temporary = journal.with_suffix(".rewound")
+            temporary.write_bytes(kept)
+            temporary.replace(journal)
 
 
 def _groups(journal: Path, offset: int) -> Iterator[tuple[list[Event], int]]:

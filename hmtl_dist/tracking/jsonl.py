@@ -5,6 +5,7 @@ One line is one event with its `time` in milliseconds since the epoch:
     {"event": "start", "run_id": ...}            a process opened the journal; what follows belongs to that MLflow run
     {"event": "metrics", "step": ..., "values": {...}}
     {"event": "system", "every": ..., "values": {...}}       system metrics, sampled each `every` seconds
+    {"event": "damaged", "step": ..., "sample_id": ..., "key": ..., "shard": ..., "reason": ...}
     {"event": "params" | "tags", "values": {...}}
     {"event": "dataset", "name": ..., "digest": ..., "source": ..., "context": ..., "profile": {...}}
     {"event": "picture", "name": ..., "step": ..., "path": ...}     a PNG file
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hmtl_dist.config.dialect import parse_json
 from hmtl_dist.tracking.base import RunStatus
 from hmtl_dist.tracking.redact import redact, redact_named
 
@@ -95,6 +97,11 @@ class Journal:
     def system(self, values: Mapping[str, float], every: float) -> None:
         """Record system metrics that are sampled each `every` seconds."""
         self.append({"event": "system", "every": every, "values": dict(values)})
+
+    def damaged(self, step: int, *, sample_id: int, key: str, shard: str, reason: str) -> None:
+        """Name a sample that could not be decoded, met in the window that ends at an optimizer step."""
+        named = {"sample_id": sample_id, "key": key, "shard": shard, "reason": redact(reason)}
+        self.append({"event": "damaged", "step": int(step), **named})
 
     def params(self, values: Mapping[str, str]) -> None:
         """Record facts that hold for the whole run: the flat configuration, versions, the data digest."""
@@ -168,7 +175,7 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
                 return
             offset += len(line)
             try:
-                event: object = json.loads(line)
+                event: object = parse_json(line)
             except ValueError:
                 continue
             if isinstance(event, dict) and "event" in event:

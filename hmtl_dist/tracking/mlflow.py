@@ -10,15 +10,18 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hmtl_dist.config.addresses import start_it
 from hmtl_dist.errors import UserError
 from hmtl_dist.tracking.base import RunStatus
 from hmtl_dist.tracking.config import TrackingConfig, tracking_uri
-from hmtl_dist.tracking.delivery import MAX_VALUES, Delivery
+from hmtl_dist.tracking.delivery import MAX_VALUES, Delivery, lacking, rewind, waiting
 from hmtl_dist.tracking.jsonl import JOURNAL, Companion, Event, Journal, read_events
 from hmtl_dist.tracking.redact import first_line, is_text, redact, redact_file, redact_named
 from hmtl_dist.tracking.system import Monitor, SystemSampler
@@ -63,20 +66,47 @@ def create_run(
         return None
     uri = tracking_uri(config)
     try:
-        client = _client(config)
+        client = open_client(config)
         if config.run_id and (known := _find_run(client, config.run_id)):
             return known
         experiment_id = _experiment(client, config.experiment, uri)
         notes = {key: redact_named(key, value) for key, value in (tags or {}).items()}
         run_id: str = client.create_run(experiment_id, run_name=name, tags=notes).info.run_id
-        _log_params(client, run_id, {key: redact_named(key, value) for key, value in (params or {}).items()})
     except Exception as error:
-        said = f"MLflow at {redact(uri)} does not answer ({first_line(error)})"
+        said, remedy = _trouble(uri, error)
         if config.required:
-            raise UserError(f"{said}; start it, correct tracking.uri, or set tracking.required=false") from error
+            raise UserError(f"{said}; {remedy}, or set tracking.required=false") from error
         logger.warning("%s; until it does, this run is recorded in its journal only", said)
         return config.run_id  # of a run that goes on: what the journal holds is delivered to it later
+    try:
+        _log_params(client, run_id, {key: redact_named(key, value) for key, value in (params or {}).items()})
+    except Exception as error:  # noqa: BLE001 - the run exists, and its journal holds the parameters too
+        logger.warning("MLflow at %s: cannot log parameters yet (%s)", redact(uri), first_line(error))
     return run_id
+
+
+def _trouble(uri: str, error: Exception) -> tuple[str, str]:
+    """Say what a server's failure is, and what to do: who it does not let in can mend that, unlike an absence."""
+    if isinstance(error, UserError):
+        return str(error), "correct it"
+    where, text = f"MLflow at {redact(uri)}", str(error)
+    if "Invalid Host" in text:
+        return (
+            f"{where} does not answer to this host name (HTTP status 403)",
+            "give the server its name in --allowed-hosts, or correct tracking.uri",
+        )
+    if "401" in text or "not authenticated" in text:
+        return (
+            f"{where} asks for a name and a password, and did not get the right ones (HTTP status 401)",
+            "put them into ~/.mlflow/credentials, or into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+    remedy = f"{start_it(uri)}, correct tracking.uri"
+    if found := _ERRNO.search(text):  # what lies at the bottom of a pile of connections that failed
+        return f"{where} does not answer ({found[1].strip().lower()})", remedy
+    return f"{where} refuses or does not answer ({first_line(error)})", remedy
+
+
+_ERRNO = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 
 
 def finish_run(config: TrackingConfig, run_id: str | None, status: RunStatus) -> None:
@@ -87,11 +117,49 @@ def finish_run(config: TrackingConfig, run_id: str | None, status: RunStatus) ->
     if run_id is None or not config.enabled:
         return
     try:
-        client = _client(config)
+        client = open_client(config)
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, status=status)
     except Exception as error:  # noqa: BLE001 - the training is over, its record must not spoil its end
         logger.warning("MLflow: cannot set run %s to %s (%s)", run_id, status, first_line(error))
+
+
+def record_figures(config: TrackingConfig, run_id: str | None, figures: Mapping[str, float], step: int) -> None:
+    """Record figures of a run from the driver, such as its cost; never raises."""
+    if run_id is None or not config.enabled:
+        return
+    try:
+        client = open_client(config)
+        for key, value in figures.items():
+            client.log_metric(run_id, key, value, step=step)
+    except Exception as error:  # noqa: BLE001 - a note is not worth a run
+        logger.warning("MLflow: cannot record %s of run %s (%s)", ", ".join(figures), run_id, first_line(error))
+
+
+def tag_run(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]) -> None:
+    """Set notes on a run; never raises."""
+    if run_id is None or not config.enabled:
+        return
+    try:
+        client = open_client(config)
+        for key, value in tags.items():
+            client.set_tag(run_id, key, redact_named(key, value))
+    except Exception as error:  # noqa: BLE001 - a note is not worth a run
+        logger.warning("MLflow: cannot set tags of run %s (%s)", run_id, first_line(error))
+
+
+def record_model(config: TrackingConfig, run_id: str, folder: Path) -> str:
+    """Record a model's folder in a run that has ended, and return the id of the MLflow model.
+
+    With `tracking.register_model` it becomes a registered version, and the alias moves to it.
+
+    Raises:
+        UserError: MLflow does not answer, or refuses.
+    """
+    try:
+        return log_model(open_client(config), config, run_id, folder)
+    except Exception as error:
+        raise UserError(f"the model of run {run_id} cannot be recorded in MLflow: {first_line(error)}") from error
 
 
 def run_url(config: TrackingConfig, run_id: str) -> str:
@@ -100,7 +168,7 @@ def run_url(config: TrackingConfig, run_id: str) -> str:
     if not uri.startswith("http"):
         return f"mlflow ui --backend-store-uri {uri}"
     try:
-        experiment_id = _client(config).get_run(run_id).info.experiment_id
+        experiment_id = open_client(config).get_run(run_id).info.experiment_id
     except Exception:  # noqa: BLE001 - without the experiment the server's own page is the best answer
         return uri
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
@@ -109,13 +177,27 @@ def run_url(config: TrackingConfig, run_id: str) -> str:
 # --- rank 0's side -------------------------------------------------------------------------------------------------
 
 
-def open_tracker(config: TrackingConfig, folder: Path) -> Journal:
+def open_tracker(
+    config: TrackingConfig, folder: Path, step: int | None = None, elsewhere: Sequence[Event] = ()
+) -> Journal:
     """Open the journal in `folder` and let it be delivered to the run `config.run_id`; returns at once.
 
     The rest of an earlier, interrupted process in the same folder goes first. Steps that the server has already are
-    not sent again.
+    not sent again. What the journal holds of steps after `step`, from which the run goes on, is dropped.
+
+    Args:
+        config: Where the run is recorded.
+        folder: Of the journal.
+        step: Global step from which the run goes on.
+        elsewhere: Figures that waited for the server when the checkpoint was written, on this machine or another one;
+            those that the journal lacks are written into it.
     """
+    if step is not None:
+        rewind(folder / JOURNAL, step)
+    lost = lacking(folder / JOURNAL, elsewhere)
     journal = Journal(folder, config.run_id)
+    for event in lost:
+        journal.append(event)
     readers: list[Companion] = []
     samplers: list[Companion] = []
     if config.enabled and config.run_id:
@@ -126,10 +208,26 @@ def open_tracker(config: TrackingConfig, folder: Path) -> Journal:
     return journal
 
 
-def deliver_rest(config: TrackingConfig, folder: Path) -> int:
-    """Deliver what an ended run left in its journal to the run `config.run_id`; returns the bytes still left.
+class Rest(NamedTuple):
+    """What became of a journal's rest."""
+
+    left: int
+    """Events that still wait, since the server did not answer any more."""
+    refused: int
+    """Events that the server, in good health, would not take."""
+
+
+def deliver_rest(
+    config: TrackingConfig, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Rest:
+    """Deliver what an ended run left in its journal to the run `config.run_id`, as long as the server answers.
 
     A run whose journal has no end was cut off: it is set to FAILED.
+
+    Args:
+        config: Where it is recorded; `close_seconds` is how long a server that has gone away is waited for.
+        folder: Of the first rank, with the journal.
+        on_progress: Called again and again with events delivered and events that waited at the beginning.
 
     Raises:
         UserError: there is no journal, or nobody says which run it belongs to.
@@ -144,13 +242,14 @@ def deliver_rest(config: TrackingConfig, folder: Path) -> int:
             run_ids.append(last["run_id"] or config.run_id)
     if None in run_ids:
         raise UserError(f"{journal}: was written without MLflow; give the run it belongs to by tracking.run_id")
+    ends = waiting(journal)
     delivery = Delivery(journal, lambda: MlflowSink(config), config.close_seconds)
     delivery.start()
-    delivery.close()
-    left = delivery.left()
+    delivery.drain(lambda: on_progress(bisect_right(ends, delivery.delivered), len(ends)), config.close_seconds)
+    left = len(waiting(journal))
     if left == 0 and run_ids and last["event"] != "end":
         finish_run(config, run_ids[-1], "FAILED")
-    return left
+    return Rest(left, delivery.refused)
 
 
 @dataclass
@@ -170,7 +269,7 @@ class MlflowSink:
 
     def __init__(self, config: TrackingConfig) -> None:
         self._config = config
-        self._client = _client(config)
+        self._client = open_client(config)
         self._known: _Known | None = None
 
     def answers(self) -> bool:
@@ -223,9 +322,9 @@ class MlflowSink:
             run_id=run_id,
             experiment_id=run.info.experiment_id,
             start_time=run.info.start_time,
-            last_step=_last_steps(run),
+            last_step=last_steps(run),
             params=dict(run.data.params),
-            pictures=_pictures(self._client, run_id),
+            pictures=set(pictures_of(self._client, run_id)),
         )
 
     def _figures(self, events: list[Event]) -> None:
@@ -322,17 +421,20 @@ def _logged_model(client: "MlflowClient", run: "Run", digest: str) -> str | None
 
 
 def _save_pyfunc(target: Path, folder: Path, *, run_id: str, model_id: str, uri: str) -> None:
+    from base64 import b64encode
     from importlib.metadata import version
 
     import mlflow.pyfunc
-    import numpy as np
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
 
-    from hmtl_dist.tracking.model_folder import example_pictures, output_columns, read_info
+    from hmtl_dist.tracking.model_folder import example_picture
+    from hmtl_dist.tracking.model_info import output_columns, read_info
 
     info = read_info(folder)
-    pictures = Schema([TensorSpec(np.dtype(np.uint8), (-1, info.image_size, info.image_size, 3))])
+    # Any type: a column of bytes would refuse pixels, and one of tensors would refuse files.
+    pictures = Schema([ColSpec(AnyType(), name="picture")])
     table = Schema([ColSpec(DataType.double, name) for name in output_columns(info)])
     package = Path(__file__).parents[1]
     mlflow.pyfunc.save_model(
@@ -341,7 +443,7 @@ def _save_pyfunc(target: Path, folder: Path, *, run_id: str, model_id: str, uri:
         artifacts={"model": str(folder)},
         code_paths=[str(package)],
         signature=ModelSignature(inputs=pictures, outputs=table),
-        input_example=example_pictures(info),
+        input_example={"picture": b64encode(example_picture(info)).decode()},
         pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in PACKAGES],
         mlflow_model=Model(artifact_path=uri, model_uuid=model_id, run_id=run_id, model_id=model_id),
     )
@@ -355,10 +457,31 @@ def _register(client: "MlflowClient", name: str, alias: str, run_id: str, model_
     except MlflowException:
         client.create_registered_model(name)
     source = f"models:/{model_id}"
+    if not client.tracking_uri.startswith("http"):
+        # A database has no server to look the id up, and MLflow looks in the address of the environment instead.
+        source = client.get_logged_model(model_id).artifact_location
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     known = next((v for v in versions if v.source == source), None)
     version = known or client.create_model_version(name, source, run_id=run_id, model_id=model_id)
     client.set_registered_model_alias(name, alias, version.version)
+
+
+@contextmanager
+def answering(config: TrackingConfig) -> Generator[None]:
+    """Say in one line that MLflow does not answer, or refuses.
+
+    Raises:
+        UserError: Whatever the block raised, in one line.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever lies between here and the server
+        said, remedy = _trouble(tracking_uri(config), error)
+        raise UserError(
+            f"{said}; {remedy.replace(', correct tracking.uri', ', or correct MLFLOW_TRACKING_URI')}"
+        ) from error
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------
@@ -388,7 +511,8 @@ def _prepare_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # retries are the delivery's business
 
 
-def _client(config: TrackingConfig) -> "MlflowClient":
+def open_client(config: TrackingConfig) -> "MlflowClient":
+    """Return a client of tracking server and registry, with short waits; nothing is contacted yet."""
     _prepare_mlflow()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(config.timeout_seconds))))
     uri = tracking_uri(config)
@@ -452,18 +576,19 @@ def _shorten(value: str) -> str:
     return value if len(value) <= PARAM_LENGTH else value[: PARAM_LENGTH - 1] + "…"
 
 
-def _last_steps(run: "Run") -> dict[str, int]:
+def last_steps(run: "Run") -> dict[str, int]:
+    """Return the step of each figure's last value."""
     # The public view of a run's metrics drops their steps; MLflow's own monitor reads them here too, since asking for
     # every metric's whole history grows with the run.
     return {metric.key: metric.step for metric in run.data._metric_objs}  # pyright: ignore[reportPrivateUsage]
 
 
-def _pictures(client: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
-    """Return (name, step) of the pictures a run has, from the file names that `MlflowClient.log_image` gives."""
-    found: set[tuple[str, int]] = set()
+def pictures_of(client: "MlflowClient", run_id: str) -> dict[tuple[str, int], str]:
+    """Return the files of the pictures a run has by (name, step), as `MlflowClient.log_image` names them."""
+    found: dict[tuple[str, int], str] = {}
     for file in client.list_artifacts(run_id, "images"):
         if match := re.fullmatch(r"images/(.+?)\+step\+(\d+)\+timestamp\+.*\.webp", file.path):
-            found.add((match[1].replace("~", "/"), int(match[2])))
+            found[match[1].replace("~", "/"), int(match[2])] = file.path
     return found
 
 

@@ -8,10 +8,12 @@ Our own modules are imported when the model is loaded, not when this file is rea
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+PICTURE = "picture"
+"""The one column that goes in."""
 
 if TYPE_CHECKING:
     from hmtl_dist.tracking.model_folder import Predictor
@@ -31,18 +33,22 @@ class FaceModel(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base has no types, so returns None
         self,
         context: PythonModelContext | None,
-        model_input: np.ndarray,  # MLflow knows the bare class only
+        model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Predict from RGB pictures of the model's size, uint8 `[N, H, W, 3]`.
+        """Predict from the column `picture`, a picture a row.
 
-        Called on the unwrapped model (`loaded.unwrap_python_model()`), which checks no signature, it also takes a list
-        of whole JPEG or PNG files, which are cropped as in evaluation.
+        A picture is a whole JPEG or PNG file, as bytes or as their base64 text (which is how JSON carries them), or
+        RGB pixels of the model's size, uint8 `[H, W, 3]`. A file is cropped as in evaluation, pixels are taken as they
+        are. Called on the unwrapped model (`loaded.unwrap_python_model()`), the column alone will do.
         """
         del context, params
         given: Any = model_input
-        pictures = given if isinstance(given, np.ndarray) else self._predictor.decode(given)
-        return pd.DataFrame(self._predictor.predict(pictures))
+        pictures: list[Any] = []
+        for cell in given[PICTURE] if isinstance(given, pd.DataFrame) else given:
+            # MLflow makes a single row of a column of texts that it got as a dictionary
+            pictures += cell if isinstance(cell, list) and cell and isinstance(cell[0], str) else [cell]
+        return pd.DataFrame(self._predictor.predict(self._predictor.read(pictures)))
 
 
 set_model(FaceModel())

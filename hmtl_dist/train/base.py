@@ -19,6 +19,10 @@ class Place:
     """Folder on this rank's machine for the journal and for files on their way to storage."""
     storage: str
     """URL or path of the run's folder, the same for every rank: checkpoints go there."""
+    node: int = 0
+    """Number of this rank's machine; that of rank 0 is 0."""
+    nodes: int = 1
+    """Machines of the run."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Progress:
     """One line of progress, from rank 0."""
 
     phase: str
-    """`train`, `evaluate` or `save`."""
+    """`train`, `evaluate`, or `resume`: the evaluation that the checkpoint which the run goes on from was saved at."""
     global_step: int
     total_steps: int
     epoch: float
@@ -56,13 +60,22 @@ class Outcome:
     """URL or path of the last complete checkpoint."""
     samples_per_second: float
     wait_share: float
+    nodes: int = 1
+    """Machines that it was trained on."""
+
+
+class StopNow(KeyboardInterrupt):
+    """Raised by a listener to end a run where it is, without a checkpoint: nobody will go on with it from here."""
 
 
 class Listener(Protocol):
     """The launcher as the loop sees it."""
 
     def progress(self, progress: Progress) -> None:
-        """Show a line of progress; called on rank 0 only, never blocks for long."""
+        """Show a line of progress; called on rank 0 only, never blocks for long.
+
+        A trial of a search waits at a line of phase `resume` as in `report`, where the sweep has not heard of it.
+        """
         ...
 
     def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
@@ -70,5 +83,13 @@ class Listener(Protocol):
         ...
 
     def should_stop(self) -> bool:
-        """Whether this rank was asked to stop in order (a signal, a preemption notice); cheap, called every step."""
+        """Whether this rank was asked to stop in order (a signal); cheap, called every step."""
+        ...
+
+    def hung(self, said: str) -> None:
+        """Tell, in one line, that this rank hangs; its process ends next."""
+        ...
+
+    def should_save(self) -> bool:
+        """Whether this rank's machine was announced to go, so that a checkpoint is due; cheap, called every step."""
         ...

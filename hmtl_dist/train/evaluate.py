@@ -14,7 +14,8 @@ from hmtl_dist.data.stream import Batch
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.tasks.base import Ranks
 from hmtl_dist.tasks.objective import Objective
-from hmtl_dist.train.inputs import InputMaker
+from hmtl_dist.train.groups import Grouping, GroupMetrics
+from hmtl_dist.train.inputs import Feed, InputMaker, copier_of
 from hmtl_dist.train.metrics import ClassificationMetrics, build_metrics
 
 NUM_PICTURES = 8
@@ -51,21 +52,28 @@ class Evaluator:
     inputs: InputMaker
     batches: Callable[[], AbstractContextManager[Iterable[Batch]]]
     """Opens this rank's share of the split: one pass, the last batch padded; closed after it."""
+    groupings: Sequence[Grouping] = ()
+    """What tells groups apart whose figures are told too."""
+    gap_figures: Sequence[str] = ()
+    """Which figures, as `TASK/FIGURE`; none means all."""
 
     def __call__(self, model: HMTLModel, *, pictures: bool = False) -> Evaluation:
         """Evaluate the model, which must be in evaluation mode; collective."""
         tasks = self.objective.tasks
-        metrics = build_metrics(tasks, self.device)
+        metrics = build_metrics(tasks, self.device, self.ranks)
+        by_group = GroupMetrics(tasks, self.groupings, self.gap_figures, self.device, self.ranks)
         pretext = [task for task in tasks if task.is_pretext]
         sums: Tensor | None = None
         sheets: dict[str, NDArray[np.uint8]] = {}
         num_samples = torch.zeros(1, dtype=torch.float64, device=self.device)
         with torch.inference_mode(), self.batches() as batches:
-            for batch in batches:
+            for batch in Feed(batches, copier_of(self.device)):
                 for inputs in self.inputs(batch):
                     num_samples += (inputs.weight > 0).sum()
-                    for name, output in model.predict(inputs.images).items():
-                        metrics[name].update(output.float(), inputs.labels, inputs.weight)
+                    predicted = {name: output.float() for name, output in model.predict(inputs.images).items()}
+                    for name, output in predicted.items():
+                        metrics[name].update(output, inputs.labels, inputs.weight)
+                    by_group.update(predicted, inputs.labels, inputs.weight)
                     if not pretext:
                         continue
                     views, prepared = self.objective.prepare(inputs)
@@ -81,6 +89,7 @@ class Evaluator:
         }
         if sums is not None:
             figures |= self._pretext_figures(sums, {task.name for task in pretext})
+        figures |= {f"eval/{name}": value for name, value in by_group.figures().items()}
         return Evaluation(
             # what nothing was counted for is left out: JSON and MLflow have no number for it
             figures={name: value for name, value in figures.items() if math.isfinite(value)},

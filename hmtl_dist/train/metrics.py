@@ -1,6 +1,6 @@
 """Evaluation figures of the supervised tasks, counted over all ranks with masked samples left out.
 
-Shape legend: B samples, K classes, R regressed labels.
+Shape legend: B samples, K classes, R number labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl_dist.model.backbone import import_timm
-from hmtl_dist.tasks.base import Task
-from hmtl_dist.tasks.supervised import Classification, Regression
+from hmtl_dist.tasks.base import Ranks, Task
+from hmtl_dist.tasks.supervised import Classification, NumberTask
+from hmtl_dist.tasks.valence_arousal import concordance, moments
+
+CALIBRATION_BINS = 15
+"""Bins of confidence behind the calibration error, as Guo et al. (ICML 2017) count them."""
 
 
 class TaskMetrics(Protocol):
@@ -23,68 +27,103 @@ class TaskMetrics(Protocol):
         """Count a batch: the head's output, labels `[B]` by name, and weights `[B]` of which 0 leaves a sample out."""
         ...
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the figures."""
+        ...
+
     def figures(self) -> dict[str, float]:
         """Return the figures over all ranks, by name without the task's; collective."""
         ...
 
 
 class ClassificationMetrics:
-    """Accuracy, balanced accuracy (mean recall of the classes that occur), macro F1 and the confusion matrix."""
+    """Accuracy, balanced accuracy (mean recall of the classes that occur), macro F1, confusion matrix and calibration.
+
+    The expected calibration error is the mean over samples of |accuracy - confidence| of their bin of confidence.
+    """
 
     def __init__(self, task: Classification, device: torch.device) -> None:
         self.classes = task.classes
         self._label = task.label
         import_timm()  # torchmetrics imports torchvision, which needs the same care
-        from torchmetrics.classification import MulticlassConfusionMatrix
+        from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
         matrix = MulticlassConfusionMatrix(len(task.classes), ignore_index=-1, validate_args=False)
         self._matrix = matrix.to(device)
+        calibration = MulticlassCalibrationError(
+            len(task.classes), n_bins=CALIBRATION_BINS, norm="l1", ignore_index=-1, validate_args=False
+        )
+        self._calibration = calibration.to(device)
         self.confusion: NDArray[np.int64] = np.zeros((len(task.classes),) * 2, np.int64)
         """Counts `[K, K]` of the last `figures`: row = true class, column = predicted class."""
 
     def update(self, output: Tensor, labels: Mapping[str, Tensor], weight: Tensor) -> None:
         """Count a batch of logits `[B, K]`."""
-        targets = labels[self._label]
-        self._matrix.update(output.argmax(1), torch.where(weight > 0, targets, -torch.ones_like(targets)))
+        targets = torch.where(weight > 0, labels[self._label], -1)
+        self._matrix.update(output.argmax(1), targets)
+        # Probabilities: torchmetrics takes logits that all lie in [0, 1] for such.
+        self._calibration.update(output.softmax(1), targets)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the figures."""
+        return "accuracy", "balanced_accuracy", "macro_f1", "ece"
 
     def figures(self) -> dict[str, float]:
-        """Return `accuracy`, `balanced_accuracy` and `macro_f1`; NaN where no sample is labelled."""
+        """Return `accuracy`, `balanced_accuracy`, `macro_f1` and `ece`; NaN where no sample is labelled."""
         self.confusion = self._matrix.compute().cpu().numpy().astype(np.int64)
-        return confusion_figures(self.confusion)
+        return {**confusion_figures(self.confusion), "ece": float(self._calibration.compute())}
 
 
-class RegressionMetrics:
-    """Mean absolute error of each label, in its unit."""
+class NumberMetrics:
+    """Mean absolute error of each label in its unit, and its concordance with the truth where the task asks for it."""
 
-    def __init__(self, task: Regression, device: torch.device) -> None:
+    def __init__(self, task: NumberTask, device: torch.device, ranks: Ranks) -> None:
         self._task = task
+        self._ranks = ranks
         import_timm()
         from torchmetrics import MeanMetric
 
         self._means = {label: MeanMetric(nan_strategy="disable").to(device) for label in task.labels}
+        # torchmetrics' own coefficient is NaN, with a warning, where predictions are constant.
+        self._moments = torch.zeros(len(task.labels), 6, dtype=torch.float64, device=device)
 
     def update(self, output: Tensor, labels: Mapping[str, Tensor], weight: Tensor) -> None:
-        """Count a batch of outputs `[B, R]`."""
-        predictions_BR = self._task.predictions(output)
-        for column, (label, mean) in enumerate(self._means.items()):
-            targets = labels[label]
-            valid = (weight > 0) & ~targets.isnan()
+        """Count a batch of outputs `[B, out_features]`."""
+        predictions_BR, targets_BR = self._task.predictions(output), self._task.targets(labels)
+        errors_BR = self._task.errors(predictions_BR, targets_BR).abs()
+        valid_BR = (weight > 0)[:, None] & ~targets_BR.isnan()
+        for column, mean in enumerate(self._means.values()):
             # the valid ones alone: with nan_strategy="disable" torchmetrics 1.9 ignores weights
-            mean.update((predictions_BR[:, column] - targets).abs()[valid])
+            mean.update(errors_BR[:, column][valid_BR[:, column]])
+        self._moments = self._moments + moments(predictions_BR, targets_BR.nan_to_num(), valid_BR)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the figures."""
+        kinds = ("mae", "ccc") if self._task.concordance else ("mae",)
+        named = [f"{kind}_{label}" for kind in kinds for label in self._task.labels]
+        return (*named, *kinds) if self._task.one_unit else tuple(named)
 
     def figures(self) -> dict[str, float]:
-        """Return `mae_LABEL` for every label."""
-        return {f"mae_{label}": float(mean.compute()) for label, mean in self._means.items()}
+        """Return `mae_LABEL`, and `ccc_LABEL`, for every label; `mae` and `ccc` are means over labels of one unit."""
+        figures = {"mae": {label: float(mean.compute()) for label, mean in self._means.items()}}
+        if self._task.concordance:
+            sums = self._ranks.all_reduce_sum(self._moments)
+            found = torch.where(sums[:, 0] > 1, concordance(sums), torch.nan)
+            figures["ccc"] = dict(zip(self._task.labels, map(float, found.cpu()), strict=True))
+        named = {f"{kind}_{label}": value for kind, values in figures.items() for label, value in values.items()}
+        if self._task.one_unit:
+            named |= {kind: float(np.mean([*values.values()])) for kind, values in figures.items()}
+        return named
 
 
-def build_metrics(tasks: Sequence[Task], device: torch.device) -> dict[str, TaskMetrics]:
+def build_metrics(tasks: Sequence[Task], device: torch.device, ranks: Ranks) -> dict[str, TaskMetrics]:
     """Build the figures of every supervised task, by its name."""
     metrics: dict[str, TaskMetrics] = {}
     for task in tasks:
         if isinstance(task, Classification):
             metrics[task.name] = ClassificationMetrics(task, device)
-        elif isinstance(task, Regression):
-            metrics[task.name] = RegressionMetrics(task, device)
+        elif isinstance(task, NumberTask):
+            metrics[task.name] = NumberMetrics(task, device, ranks)
     return metrics
 
 

@@ -1,48 +1,118 @@
 """Saving a run as a checkpoint, and going on from the last one."""
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch.distributed as dist
+from pydantic import ConfigDict, ValidationError
+from pydantic import Field as PydanticField
 
+from hmtl_dist.config.base import Section
+from hmtl_dist.config.explain import explain
 from hmtl_dist.config.io import flatten, to_dict
 from hmtl_dist.data.schema import Field, IndexHeader
 from hmtl_dist.engine.base import Engine
-from hmtl_dist.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from hmtl_dist.engine.checkpoint import (
+    checkpoint_at,
+    load_checkpoint,
+    load_newest,
+    remove_scratch,
+    save_checkpoint,
+)
+from hmtl_dist.engine.core import cpu_copy
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.objective import Objective
+from hmtl_dist.tracking.delivery import waiting_figures
 from hmtl_dist.tracking.facts import versions
+from hmtl_dist.tracking.jsonl import JOURNAL, Event
+from hmtl_dist.train.background import Background
 from hmtl_dist.train.base import Place
+from hmtl_dist.train.best import BEST_STEP
 
 OBJECTIVE = "objective"
 """Name of the checkpoint's file with the state of tasks and weighting."""
 
 HARMLESS = (
     "name",
-    "launch.kind",
-    "launch.address",
-    "launch.storage",
-    "launch.num_workers",
+    "launch.",
     "tracking.",
     "train.report_every_steps",
     "train.evaluate_every_epochs",
     "train.checkpoint_every_epochs",
     "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
     "train.keep_checkpoints",
+    "train.hang_minutes",
+    "train.on_nonfinite",
+    "train.max_skipped",
+    "train.groups",
+    "train.bands",
+    "train.gap_figures",
     "data.url",
     "data.eval_split",
+    "data.eval_url",
     "data.num_workers",
     "data.prefetch_batches",
     "data.buffer_bytes",
+    "data.cache",
 )
 """Keys, or beginnings of keys, that may change between the parts of a run.
 
 They move no sample and no step of the schedule. Another `launch.num_workers` takes the same samples in the same order,
-but sums in another order and gives BatchNorm and dropout other shares. `data.url` may change because the digest of the
-data is compared instead.
+but sums in another order and gives BatchNorm and dropout other shares; other devices or threads round otherwise.
+`data.url` may change because the digest of the data is compared instead.
 """
+
+
+SHOWN_CHANGES = 4
+KEPT_FIGURES = 1000
+"""Most windows and evaluations that wait for MLflow of which a checkpoint holds the figures: the newest ones."""
+
+logger = logging.getLogger(__name__)
+
+
+class Recorded(Section):
+    """Figures that a run has recorded; they may be no numbers."""
+
+    model_config = ConfigDict(allow_inf_nan=True, extra="ignore")
+
+    event: Literal["metrics"]
+    step: int
+    """Global step."""
+    time: int
+    """Milliseconds since 1970."""
+    values: dict[str, float]
+
+
+class Entries(Section):
+    """What a checkpoint's manifest holds beside the engine's part; figures may be no numbers."""
+
+    model_config = ConfigDict(allow_inf_nan=True, extra="ignore")
+
+    config: dict[str, Any]
+    """The resolved configuration."""
+    data_digest: str
+    """Digest of the training data."""
+    fields: dict[str, Field]
+    """Labels of the training data."""
+    metrics: dict[str, float]
+    """The last evaluation's figures."""
+    evaluated_at: int | None = None
+    """Global step of that evaluation."""
+    run_id: str | None
+    """The run's MLflow run."""
+    skipped: int = 0
+    """Steps that were left out."""
+    undelivered: list[Recorded] = PydanticField(default_factory=list[Recorded])
+    """What waited for MLflow in the journal, which lies on the machine of the first rank."""
+    versions: dict[str, str]
+    """Versions of the packages it was trained with."""
+    world_size: int
+    """Ranks that wrote it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +121,12 @@ class Restored:
 
     checkpoint: str
     metrics: Mapping[str, float]
+    evaluated_at: int | None
+    """Global step at which these figures were found, if it is known."""
+    skipped: int
+    """Steps that were left out so far."""
+    undelivered: Sequence[Event]
+    """Figures that had not reached MLflow then, as the journal has them."""
 
 
 def checkpoints_folder(storage: str) -> str:
@@ -59,8 +135,42 @@ def checkpoints_folder(storage: str) -> str:
 
 
 def saved_config(manifest: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration that a checkpoint was written with."""
-    return RunConfig.model_validate(manifest["config"])
+    """Return the configuration that a checkpoint was written with.
+
+    Raises:
+        UserError: It is not of this version of the program.
+    """
+    try:
+        return RunConfig.model_validate(read_entries(manifest).config)
+    except ValidationError as error:
+        raise UserError(
+            f"the configuration in the checkpoint is not of this version ({explain(error, RunConfig)}): go on with the "
+            "version that wrote it, or begin a new run under another name"
+        ) from error
+
+
+def check_changes(manifest: Mapping[str, Any], config: RunConfig) -> None:
+    """Compare the configuration that a run goes on with to the one it was begun with.
+
+    Raises:
+        UserError: They differ in more than what is harmless; names the differences.
+    """
+    before = saved_config(manifest)
+    then, now = flatten(before), flatten(config)
+    if before.tasks.keys() == config.tasks.keys():  # heads are initialised, and weightings remember, in this order
+        then["the order of tasks"], now["the order of tasks"] = ", ".join(before.tasks), ", ".join(config.tasks)
+    changed = sorted(
+        key for key in then.keys() | now.keys() if then.get(key) != now.get(key) and not key.startswith(HARMLESS)
+    )
+    if changed:
+        said = ", and with ".join(
+            f"{key}={then.get(key, 'unset')}, now it is {now.get(key, 'unset')}" for key in changed[:SHOWN_CHANGES]
+        )
+        more = f" (and {len(changed) - SHOWN_CHANGES} more)" if len(changed) > SHOWN_CHANGES else ""
+        raise UserError(
+            f"run '{config.name}' was begun with {said}{more}; set it back, accept it with --allow-changes, or give "
+            f"the new run another name, such as name={config.name}-2"
+        )
 
 
 def check_fields(trained: Mapping[str, Field], found: Mapping[str, Field], where: str) -> None:
@@ -80,7 +190,22 @@ def check_fields(trained: Mapping[str, Field], found: Mapping[str, Field], where
 
 def saved_fields(manifest: Mapping[str, Any]) -> dict[str, Field]:
     """Return the labels of the data that a checkpoint was trained on."""
-    return {name: Field.model_validate(field) for name, field in manifest["fields"].items()}
+    return read_entries(manifest).fields
+
+
+def read_entries(manifest: Mapping[str, Any]) -> Entries:
+    """Read what a checkpoint's manifest holds beside the engine's part.
+
+    Raises:
+        UserError: It is not of this version of the program.
+    """
+    try:
+        return Entries.model_validate(dict(manifest))
+    except ValidationError as error:
+        raise UserError(
+            f"the checkpoint's manifest is not of this version ({explain(error, Entries)}): go on with the version "
+            "that wrote it, or begin a new run under another name"
+        ) from error
 
 
 def _say(field: Field) -> str:
@@ -88,7 +213,11 @@ def _say(field: Field) -> str:
 
 
 class Saver:
-    """Saves and restores one rank's engine and objective."""
+    """Saves and restores one rank's engine and objective.
+
+    Saving copies the state; it is written and uploaded in a thread while the run goes on. At most one checkpoint is in
+    flight, and what goes wrong with it is raised by the next call.
+    """
 
     def __init__(
         self, config: RunConfig, place: Place, engine: Engine, objective: Objective, *, data: IndexHeader
@@ -99,61 +228,121 @@ class Saver:
         self._objective = objective
         self._data = data
         self._folder = checkpoints_folder(place.storage)
+        self._newest: str | None = None
+        self._writer = Background("checkpoint")
+        self._saved_at = time.monotonic()
+        self._seconds: float | None = None
 
-    def save(self, step: int, metrics: Mapping[str, float]) -> str:
-        """Save all state at a global step and return the checkpoint's URL; collective, rank 0 writes."""
+    def due(self) -> bool:
+        """Whether it is time to save by this rank's clock; the first rank's is the one that counts."""
+        minutes = self._config.train.checkpoint_every_minutes
+        return minutes is not None and self._place.rank == 0 and time.monotonic() > self._saved_at + 60 * minutes
+
+    def save(
+        self, step: int, metrics: Mapping[str, float], skipped: int = 0, evaluated_at: int | None = None
+    ) -> str | None:
+        """Begin to save all state at a global step; collective, rank 0 writes.
+
+        Args:
+            step: Optimizer steps taken.
+            metrics: The last evaluation's figures.
+            skipped: Steps left out so far.
+            evaluated_at: Global step of that evaluation.
+
+        Returns:
+            The URL of the newest checkpoint that is complete: the one before this.
+
+        Raises:
+            UserError: The checkpoint before this one could not be written.
+        """
+        self._writer.wait()
         state = self._engine.state()
+        newest, self._newest = self._newest, checkpoint_at(self._folder, step)
         if self._place.rank == 0:
             manifest = {
                 "config": to_dict(self._config),
                 "data_digest": self._data.digest,
                 "fields": {name: field.model_dump(mode="json") for name, field in self._data.fields.items()},
                 "metrics": dict(metrics),
+                "evaluated_at": evaluated_at,
                 "run_id": self._config.tracking.run_id,
+                "skipped": skipped,
                 "versions": versions(),
                 "world_size": self._place.world_size,
             }
-            extras = {OBJECTIVE: self._objective.state()}
-            url = save_checkpoint(
-                self._folder, step, state, extras, manifest, keep_last=self._config.train.keep_checkpoints
-            )
-        else:
-            url = None
-        return cast(str, self._from_rank_0(url))
+            extras = {OBJECTIVE: {name: cpu_copy(value) for name, value in self._objective.state().items()}}
+            best = metrics.get(BEST_STEP)
+            self._place.scratch.mkdir(parents=True, exist_ok=True)
+
+            def write() -> None:
+                begun = time.monotonic()
+                journal = self._place.scratch / JOURNAL
+                waits = waiting_figures(journal, step, KEPT_FIGURES) if self._config.tracking.enabled else []
+                save_checkpoint(
+                    self._folder,
+                    step,
+                    state,
+                    extras,
+                    {**manifest, "undelivered": waits},
+                    keep_last=self._config.train.keep_checkpoints,
+                    protected=() if best is None else (checkpoint_at(self._folder, int(best)),),
+                    scratch=self._place.scratch,
+                )
+                self._seconds = time.monotonic() - begun
+
+            self._writer.start(write)
+        self._saved_at = time.monotonic()
+        return newest
+
+    def figures(self) -> dict[str, float]:
+        """Return the seconds that writing and uploading the last checkpoint took, once; empty where none is new."""
+        seconds, self._seconds = self._seconds, None
+        return {} if seconds is None else {"checkpoint/seconds": seconds}
+
+    def saved(self) -> str | None:
+        """Wait until what was saved is complete and return the newest checkpoint's URL; collective.
+
+        Raises:
+            UserError: It could not be written.
+        """
+        self._writer.wait()
+        return cast("str | None", self._from_rank_0(self._newest))
+
+    def close(self) -> None:
+        """Wait for a checkpoint in flight, whose failure is only logged: the run has ended by another one."""
+        try:
+            self._writer.wait()
+        except Exception as error:  # noqa: BLE001  (whatever the storage raises)
+            logger.warning("the last checkpoint could not be written: %s", error)
 
     def restore(self) -> Restored | None:
         """Restore the run's last complete checkpoint, None if there is none; collective.
 
         Raises:
-            UserError: The checkpoint was written by another configuration or from other data.
+            UserError: The checkpoint was written from other data, or by another model.
         """
-        found = latest_checkpoint(self._folder) if self._place.rank == 0 else None
-        url = cast("str | None", self._from_rank_0(found))
-        if url is None:
+        if self._place.rank == 0:
+            remove_scratch(self._place.scratch)
+        found = load_newest(self._folder) if self._place.rank == 0 else None
+        self._newest = cast("str | None", self._from_rank_0(found and found[0]))
+        if self._newest is None:
             return None
-        state, extras, manifest = load_checkpoint(url)
-        self._check(manifest)
+        _, state, extras, manifest = found or ("", *load_checkpoint(self._newest))
+        entries = read_entries(manifest)
+        self._check(entries)
+        if OBJECTIVE not in extras:
+            raise UserError(f"checkpoint {self._newest} lacks its {OBJECTIVE}: it is none of a run of this program")
         self._engine.load_state(state)
         self._objective.load_state(extras[OBJECTIVE])
-        return Restored(url, cast("dict[str, float]", manifest["metrics"]))
+        waited = [recorded.model_dump() for recorded in entries.undelivered]
+        return Restored(self._newest, entries.metrics, entries.evaluated_at, entries.skipped, waited)
 
-    def _check(self, manifest: Mapping[str, Any]) -> None:
+    def _check(self, entries: Entries) -> None:
         name = self._config.name
-        if manifest["data_digest"] != self._data.digest:
+        if entries.data_digest != self._data.digest:
             raise UserError(
                 f"run '{name}' was begun on other data than {self._config.data.url} holds now; "
                 "give the new run another name, such as name=" + name + "-2"
-            )
-        then, now = flatten(saved_config(manifest)), flatten(self._config)
-        changed = sorted(
-            key for key in then.keys() | now.keys() if then.get(key) != now.get(key) and not key.startswith(HARMLESS)
-        )
-        if changed:
-            key = changed[0]
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            raise UserError(
-                f"run '{name}' was begun with {key}={then.get(key, 'unset')}, now it is {now.get(key, 'unset')}{more}; "
-                f"set it back, or give the new run another name, such as name={name}-2"
             )
 
     def _from_rank_0(self, value: object) -> object:

@@ -1,7 +1,7 @@
 """What the loop gathers between two reports: sums of losses on the device, samples and seconds on the host."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ class WindowFigures:
     samples_per_second: float
     wait_share: float
     """Share of the window's time in which the loop waited for data."""
+    step_seconds: float
+    """Mean time of a step, waiting included."""
 
 
 @dataclass
@@ -71,42 +73,51 @@ class Window:
         self._total: Tensor | None = None
         self._micro_batches = 0
         self._samples = 0
+        self._steps = 0
 
-    def add(self, losses: StepLosses) -> None:
-        """Add one micro-batch's losses."""
-        total = losses.total.detach().double()
-        self._sums = losses.sums if self._sums is None else self._sums + losses.sums
-        self._total = total if self._total is None else self._total + total
-        self._micro_batches += 1
+    def add(self, step: Iterable[StepLosses]) -> None:
+        """Add the losses of a step's micro-batches."""
+        for losses in step:
+            total = losses.total.detach().double()
+            self._sums = losses.sums if self._sums is None else self._sums + losses.sums
+            self._total = total if self._total is None else self._total + total
+            self._micro_batches += 1
 
     def count(self, samples: int) -> None:
         """Count the samples of one global batch."""
         self._samples += samples
+        self._steps += 1
 
     def read(self) -> WindowFigures:
-        """Read the means with one wait for the device, and begin the next window."""
+        """Read the means with one wait for the device, and begin the next window; none where all steps were skipped."""
+        losses, metrics = self._means()
+        self._clock.lap(self._samples)
+        self.run.lap(self._samples)
+        read = WindowFigures(
+            losses=losses,
+            metrics=metrics,
+            samples_per_second=self._clock.samples_per_second,
+            wait_share=self._clock.wait_share,
+            step_seconds=self._clock.seconds / max(self._steps, 1),
+        )
+        self._sums = self._total = None
+        self._micro_batches = self._samples = self._steps = 0
+        self._clock = Clock(self._clock.waited)
+        self._clock.restart()
+        return read
+
+    def _means(self) -> tuple[dict[str, float], dict[str, float]]:
         if self._sums is None or self._total is None:
-            raise RuntimeError("a window was read before any step was added to it")
+            return {}, {}
         figures = self._objective.figures(self._sums)
         names = [*figures.losses, *figures.metrics]
         present = torch.stack([figures.present[name] for name in names])
         means = torch.stack([*figures.losses.values(), *figures.metrics.values()])
         total = (self._total / self._micro_batches)[None]
         values = cast("list[float]", cast(Any, torch.cat([means, present, total.to(means)])).tolist())
-        self._clock.lap(self._samples)
-        self.run.lap(self._samples)
         by_name = {name: values[i] for i, name in enumerate(names) if values[len(names) + i] > 0}
-        read = WindowFigures(
-            losses={name: by_name[name] for name in figures.losses if name in by_name} | {"total": values[-1]},
-            metrics={name: by_name[name] for name in figures.metrics if name in by_name},
-            samples_per_second=self._clock.samples_per_second,
-            wait_share=self._clock.wait_share,
-        )
-        self._sums = self._total = None
-        self._micro_batches = self._samples = 0
-        self._clock = Clock(self._clock.waited)
-        self._clock.restart()
-        return read
+        losses = {name: by_name[name] for name in figures.losses if name in by_name} | {"total": values[-1]}
+        return losses, {name: by_name[name] for name in figures.metrics if name in by_name}
 
     def restart(self) -> None:
         """Leave out the time since the last read, which was spent on something else than training."""

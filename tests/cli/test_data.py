@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hmtl_dist.cli.app import app
+from tests.data.catalog.fabricate import ckplus
 
 Run = Callable[..., tuple[int, str]]
 
@@ -59,6 +60,23 @@ def test_plan_shares_an_epoch_between_ranks(drawn: str, run: Run) -> None:
     assert [share["samples"] for share in found["ranks"]] == [20, 20]
 
 
+def test_plan_tells_what_is_drawn_of_each_set(drawn: str, run: Run) -> None:
+    options = ("--world-size", "2", "--batch-size", "8", "--lanes", "4")
+    mix = f"data.mix=[{{url: {drawn}, split: val, ratio: 0.5}}]"
+    code, answer = run("plan", drawn, *options, "data.folds=4", "data.balance=gender", mix, "--json")
+    found = json.loads(answer)
+    assert code == 0
+    first, second = found["sources"]
+    assert (first["samples"], second["samples"], second["split"]) == (48, 12, "val")
+    assert abs(first["chosen"] - 36) <= 3
+    assert first["draws"] == first["chosen"]
+    assert second["draws"] == round(first["draws"] / 2)
+    assert found["draws"] == first["draws"] + second["draws"] == found["steps_per_epoch"] * 8 + found["leftover"]
+    female, male = found["label_counts"]["gender"].values()
+    assert abs(female - male) <= 2
+    assert run("plan", drawn, *options, mix)[0] == 0
+
+
 def test_a_folder_is_built_from_its_table(tmp_path: Path, drawn: str, run: Run) -> None:
     from hmtl_dist.data.synthetic import face_jpeg
 
@@ -77,6 +95,30 @@ def test_a_folder_is_built_from_its_table(tmp_path: Path, drawn: str, run: Run) 
     assert found["rejected"] == [["gone.jpg", f"no such file under {source}"]]
 
 
+def test_a_set_of_the_catalogue_is_built_with_its_options(tmp_path: Path, run: Run) -> None:
+    source, out = ckplus(tmp_path / "src", subjects=4, sequences=1), tmp_path / "out"
+    split = ("--split", "train=0.5,val=0.5", "--num-workers", "1", "--json")
+    code, answer = run("build", "ckplus", str(source), str(out), "frames=1", "neutral=true", *split)
+    found = json.loads(answer)
+    assert code == 0
+    assert {name: header["num_samples"] for name, header in found["splits"].items()} == {"train": 4, "val": 4}
+    assert found["splits"]["train"]["group"] == "subject"
+
+
+def test_the_catalogue_says_labels_licence_and_where_to_ask(run: Run) -> None:
+    code, answer = run("catalog", "--json")
+    rows = {row["name"]: row for row in json.loads(answer)}
+    assert code == 0
+    assert rows["affectnet"]["labels"] == ["expression", "valence", "arousal"]
+    assert rows["affectnet"]["options"]["expressions"]["default"] == 8
+    assert all(row["url"].startswith("http") == (row["licence"] != "yours") for row in rows.values())
+
+
+def test_the_catalogue_is_a_table_for_people(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("catalog")[0] == 0
+    assert "valence, arousal" in " ".join(capfd.readouterr().out.split())
+
+
 def test_index_accepts_shards_without_an_index(drawn: str, run: Run) -> None:
     for table in Path(drawn).rglob("*.npz"):
         table.unlink()
@@ -91,8 +133,14 @@ def test_index_accepts_shards_without_an_index(drawn: str, run: Run) -> None:
         (("info", "/nowhere"), "no data set at /nowhere"),
         (("verify", "/nowhere"), "no data set at /nowhere"),
         (("index", "/nowhere"), "no shards"),
+        (("plan", "x", "--world-size", "1", "--batch-size", "8", "data.fold=1"), "data.fold: given 1, allowed only"),
+        (("plan", "x", "--world-size", "1", "--batch-size", "8", "data.folds=3", "data.fold=3"), "allowed 0 to 2"),
+        (("plan", "x", "--world-size", "1", "--batch-size", "8", "data.subst=1"), "did you mean 'subset'?"),
         (("synth", "/nowhere/x", "--split", "train=2"), "split 'train=2' is not understood"),
         (("build", "folder", "/nowhere", "/nowhere/x", "--labels", "x.csv"), "no label is named"),
+        (("build", "affectnet", "/nowhere", "/nowhere/x"), "/nowhere holds no AffectNet"),
+        (("build", "affectnet", "/nowhere", "/nowhere/x", "margn=1"), "unknown key 'margn'; did you mean 'margin'?"),
+        (("build", "affectnet", "/nowhere", "/nowhere/x", "crop"), "option 'crop': write it as key=value; affectnet"),
         (("build", "folder", "/nowhere", "/nowhere/x", "--labels", "x.csv", "--label", "a"), "no folder /nowhere"),
     ],
 )

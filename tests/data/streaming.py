@@ -1,7 +1,7 @@
 """A small data set and a plain transform for the tests of the stream; workers import this module."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 from hmtl_dist import rng
 from hmtl_dist.data.decode import decode
 from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.schema import Field, LabelValue
 from hmtl_dist.data.shards import (
     ShardIndex,
     ShardRecord,
@@ -40,6 +40,11 @@ def jpeg(number: int, side: int = 48, quality: int = 90) -> bytes:
     return buffer.getvalue()
 
 
+def labels_of(n: int) -> dict[str, LabelValue]:
+    """Sample n has mood n % 3 (none if n % 5 == 4) and yaw n / 2 (none if n % 7 == 6)."""
+    return {"mood": None if n % 5 == 4 else MOODS[n % 3], "yaw": None if n % 7 == 6 else n / 2}
+
+
 def make_set(
     url: str,
     folder: Path,
@@ -48,11 +53,11 @@ def make_set(
     broken: Sequence[int] = (),
     side: int = 48,
     pictures: Mapping[int, bytes] | None = None,
+    fields: Mapping[str, Field] = FIELDS,
+    labels: Callable[[int], dict[str, LabelValue]] = labels_of,
+    group: Callable[[int], str] | None = None,
 ) -> ShardIndex:
-    """Write a data set with one split `train` of shards of the given sizes; `broken` samples are no pictures.
-
-    Sample n has mood n % 3 (none if n % 5 == 4) and yaw n / 2 (none if n % 7 == 6).
-    """
+    """Write a data set with one split `train` of shards of the given sizes; `broken` samples are no pictures."""
     storage = open_storage(url)
     records: list[ShardRecord] = []
     first = 0
@@ -62,19 +67,21 @@ def make_set(
                 key=f"{n:06d}",
                 extension="jpg",
                 picture=f"broken {n}".encode() * 40 if n in broken else (pictures or {}).get(n) or jpeg(n, side),
-                labels={"mood": None if n % 5 == 4 else MOODS[n % 3], "yaw": None if n % 7 == 6 else n / 2},
+                labels=labels(n),
+                group=group(n) if group else None,
             )
             for n in range(first, first + size)
         ]
         tar = folder / "shard.tar"
-        rows, num_bytes, sha256 = write_tar(tar, samples, None)
-        table = encode_table(sample_columns(rows, FIELDS, None))
+        who = "who" if group else None
+        rows, num_bytes, sha256 = write_tar(tar, samples, who)
+        table = encode_table(sample_columns(rows, fields, who))
         name = f"train/shard-{shard:06d}"
         storage.upload(f"{name}.tar", tar)
         storage.write(f"{name}.npz", table)
-        records.append(shard_record(f"{name}.tar", table, FIELDS, num_bytes=num_bytes, sha256=sha256))
+        records.append(shard_record(f"{name}.tar", table, fields, num_bytes=num_bytes, sha256=sha256))
         first += size
-    write_index(storage, "test", "train", records, fields=FIELDS, group=None)
+    write_index(storage, "test", "train", records, fields=fields, group="who" if group else None)
     return open_index(url, "train")
 
 

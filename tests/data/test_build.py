@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmtl_dist.data.build import BuildReport, BuildSettings, build
-from hmtl_dist.data.catalog.base import Adapter, SampleRef
+from hmtl_dist.data.catalog.base import Adapter, Box, SampleRef
 from hmtl_dist.data.catalog.folder import FolderAdapter
 from hmtl_dist.data.decode import decode
 from hmtl_dist.data.labels import parse_labels
+from hmtl_dist.data.pictures import cut_square
 from hmtl_dist.data.pool import run_tasks
 from hmtl_dist.data.schema import Field
 from hmtl_dist.data.shards import open_index
@@ -165,8 +167,10 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
 
 def test_other_rows_are_refused(tmp_path: Path) -> None:
     build(write_folder(tmp_path), str(tmp_path / "out"), SETTINGS)
+    other = write_folder(tmp_path, (("x.jpg", "p0", "calm", "3"),))
+    (tmp_path / "src/x.jpg").write_bytes(jpeg(ROWS, 24))
     with pytest.raises(UserError, match="built from other samples or labels"):
-        build(write_folder(tmp_path, (("0.jpg", "p0", "calm", "3"),)), str(tmp_path / "out"), SETTINGS)
+        build(other, str(tmp_path / "out"), SETTINGS)
 
 
 def test_overwrite_leaves_nothing_of_the_old_set(tmp_path: Path) -> None:
@@ -207,6 +211,8 @@ BAD = {
     "age.jpg": (jpeg(3, 24), ("age.jpg", "x", "calm", "old"), "age is 'old', not a number"),
     "inf.jpg": (jpeg(4, 24), ("inf.jpg", "x", "calm", "inf"), "age is 'inf', not a number"),
     "line 42": (None, ("", "x", "calm", "1"), "column file is empty"),
+    "short.jpg": (jpeg(5, 24), ("short.jpg", "x", "calm"), "more or fewer cells than the header line"),
+    "long.jpg": (jpeg(6, 24), ("long.jpg", "x", "", "calm", "1"), "more or fewer cells than the header line"),
 }
 
 
@@ -236,9 +242,33 @@ def test_nothing_usable_is_an_error_with_the_first_reasons(tmp_path: Path) -> No
         build(adapter_of(tmp_path / "src", rows), str(tmp_path / "out"), SETTINGS)
 
 
+def test_a_stray_quote_does_not_swallow_the_rows_behind_it(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text().replace("3.jpg", '"3.jpg', 1))
+    with pytest.raises(UserError, match=r"labels\.csv is no CSV file in UTF-8: "):
+        FolderAdapter(str(tmp_path / "src"), table, file_column="file", specs=parse_labels(["mood"]))
+
+
+def test_a_label_of_two_columns_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text().replace("age", "mood", 1))
+    with pytest.raises(UserError, match="has two columns 'mood'"):
+        FolderAdapter(str(tmp_path / "src"), table, file_column="file", specs=parse_labels(["mood"]))
+
+
 def test_a_missing_label_keeps_the_picture(tmp_path: Path) -> None:
-    report = build(write_folder(tmp_path, (("0.jpg", "p0", "", "NA"),)), str(tmp_path / "out"), SETTINGS)
+    adapter = write_folder(tmp_path, (("x.jpg", "p0", "", "NA"),))
+    shutil.copy(tmp_path / "src/0.jpg", tmp_path / "src/x.jpg")
+    report = build(adapter, str(tmp_path / "out"), SETTINGS)
     assert sum(header.num_samples for header in report.headers.values()) == ROWS + 1
+
+
+def test_a_row_that_repeats_a_file_is_left_out(tmp_path: Path) -> None:
+    report = build(write_folder(tmp_path, (("./0.jpg", "p9", "calm", "1"),)), str(tmp_path / "out"), SETTINGS)
+    assert [(row.name, row.reason) for row in report.rejected] == [("0.jpg", f"line {ROWS + 2} lists the file again")]
+    assert sum(header.num_samples for header in report.headers.values()) == ROWS
 
 
 def test_other_formats_become_jpeg(tmp_path: Path) -> None:
@@ -268,6 +298,12 @@ def test_classes_are_found_when_none_are_given(tmp_path: Path) -> None:
 def test_a_missing_column_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no column 'expression': its columns are file, who, mood, age"):
         adapter_of(tmp_path / "src", (("a.jpg", "p", "calm", "1"),), mood="expression")
+
+
+def test_a_table_of_another_separator_is_told_of_it(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file;mood\na.jpg;calm\n")
+    with pytest.raises(UserError, match="its columns are file;mood; separate them by commas, not by ';'"):
+        FolderAdapter(str(tmp_path), tmp_path / "labels.csv", file_column="file", specs=parse_labels(["mood"]))
 
 
 def test_about_so_many_bytes_a_shard(tmp_path: Path) -> None:
@@ -358,3 +394,60 @@ def test_real_faces_are_built_with_people_apart(tmp_path: Path, faces: Path) -> 
     assert {split: header.num_samples for split, header in report.headers.items()} == {"train": 164, "val": 40}
     assert report.rejected == []
     assert json.loads((tmp_path / "dataset.json").read_text())["splits"] == ["train", "val"]
+
+
+@dataclass(frozen=True)
+class _Published(Adapter):
+    """Four pictures with splits of their own; number 3 is number 0 again, number 2 is number 1 with another box."""
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return {"mood": Field(kind="category", classes=("calm", "glad"))}
+
+    @property
+    def group(self) -> None:
+        return None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "val", "test")
+
+    def refs(self) -> Iterator[SampleRef]:
+        box = Box(4, 4, 16, 16)
+        yield SampleRef("0", {"mood": "calm"}, split="train")
+        yield SampleRef("1", {"mood": "calm"}, split="train", box=box)
+        yield SampleRef("2", {"mood": "calm"}, split="train", box=box.grown(0.1))
+        yield SampleRef("3", {"mood": "glad"}, split="test")
+
+    def load(self, ref: SampleRef) -> bytes:
+        return jpeg({"0": 0, "1": 1, "2": 1, "3": 0}[ref.name], 24)
+
+
+def test_published_splits_are_kept_and_those_without_samples_are_not_there(tmp_path: Path) -> None:
+    report = build(_Published(), str(tmp_path), SETTINGS.model_copy(update={"splits": {}}))
+    assert {split: header.num_samples for split, header in report.headers.items()} == {"train": 3, "test": 1}
+
+
+def test_of_two_equal_pictures_the_one_of_the_later_split_is_kept(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"splits": {}, "drop_duplicates": True})
+    for _ in range(2):
+        report = build(_Published(), str(tmp_path), settings)
+        assert reasons(report) == {"0": "the same picture as 3 in test, which has other labels"}
+        assert {split: header.num_samples for split, header in report.headers.items()} == {"train": 2, "test": 1}
+
+
+def test_shares_overrule_published_splits(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"splits": {"train": 0.5, "val": 0.5}})
+    report = build(_Published(), str(tmp_path), settings)
+    assert {split: header.num_samples for split, header in report.headers.items()} == {"train": 2, "val": 2}
+
+
+def test_without_published_splits_shares_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no published splits: give names and shares, like --split"):
+        build(write_folder(tmp_path), str(tmp_path / "out"), SETTINGS.model_copy(update={"splits": {}}))
+
+
+def test_a_box_over_the_edge_repeats_the_border() -> None:
+    picture = np.arange(16, dtype=np.uint8).reshape(4, 4, 1).repeat(3, axis=2)
+    square = cut_square(picture, Box(2, -1, 2, 4))[..., 0]
+    np.testing.assert_array_equal(square, [[1, 2, 3, 3], [1, 2, 3, 3], [5, 6, 7, 7], [9, 10, 11, 11]])

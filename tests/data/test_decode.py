@@ -40,6 +40,14 @@ def test_formats_are_decoded_to_contiguous_rgb(kind: str) -> None:
     assert difference(picture, scene()) < 4
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_aligned_pixels_are_the_same_with_a_fourth_byte(kind: str) -> None:
+    data = encoded(scene(), kind)
+    aligned = decode(data, aligned=True)
+    assert aligned.shape[2] == 4
+    assert np.array_equal(aligned[:, :, :3], decode(data))
+
+
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("1", "PNG")]
 )

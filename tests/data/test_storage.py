@@ -1,9 +1,12 @@
 """Storage: what both kinds of root do alike, and what only a server can go wrong with."""
 
+import gc
 import http.server
+import importlib
 import os
 import pickle
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -23,6 +26,7 @@ from hmtl_dist.data.storage import (
     Storage,
     StorageUnavailableError,
     open_storage,
+    read_service_data,
 )
 from hmtl_dist.errors import UserError
 from tests.servers import S3Server
@@ -227,6 +231,7 @@ def test_more_objects_than_fit_in_one_answer_are_listed(s3_env: S3Server, monkey
     assert root.stats.requests - requests == 3
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the fork is on purpose
 def test_a_child_of_a_fork_uses_a_connection_of_its_own(s3_env: S3Server) -> None:
     root = open_storage(s3_env.bucket())
     root.write("object", b"x")
@@ -260,6 +265,12 @@ def test_a_storage_is_shared_by_threads(s3_env: S3Server) -> None:
     for thread in threads:
         thread.join()
     assert results == [b"x" * 1000] * 8
+
+
+def test_a_link_to_nothing_in_a_folder_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert [info.key for info in open_storage(str(tmp_path)).list()] == ["there"]
 
 
 def test_a_storage_with_credentials_of_its_own_is_not_pickled(s3: S3Server) -> None:
@@ -367,6 +378,20 @@ def test_a_server_that_is_down_is_given_up_soon(s3_env: S3Server, monkeypatch: p
         assert time.monotonic() - start < 5.0
 
 
+def test_a_process_started_again_in_the_midst_of_a_run_waits_for_a_server_that_is_down(
+    s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "FIRST_CONTACT_SECONDS", 0.0)
+    monkeypatch.setattr(storage_module, "OUTAGE_SECONDS", 1.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for variable, waited in (("UNRELATED", False), (storage_module.REACHED, True)):
+        monkeypatch.setenv(variable, "1")
+        storage = open_storage("s3://bucket-nobody-has-seen")
+        with pytest.raises(StorageUnavailableError):
+            storage.read("object")
+        assert (storage.stats.retries > 0) == waited
+
+
 def test_an_endpoint_that_is_no_url_says_so(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:8333")
     assert "AWS_ENDPOINT_URL" in _complaint("s3://bucket")
@@ -409,6 +434,7 @@ def test_a_server_of_another_kind_is_told_from_s3(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         assert "not like an S3 server" in _complaint("s3://bucket")
         server.shutdown()
+    gc.collect()  # warns of a connection that was left open
 
 
 # --- faults on the way -------------------------------------------------------------------------------------------
@@ -580,3 +606,18 @@ def test_a_stream_closed_early_holds_no_connection(s3_env: S3Server) -> None:
         with root.open_read("object") as stream:
             assert stream.read(10) == data[:10]
     assert root.read("object", start=1, length=4) == data[1:5]
+
+
+def test_preparing_for_s3_in_advance_fails_silently_where_it_is_not_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nowhere")
+    with pytest.raises(UserError, match="AWS_PROFILE"):
+        read_service_data()
+    monkeypatch.delitem(sys.modules, "hmtl_dist.data.preload_s3", raising=False)
+    importlib.import_module("hmtl_dist.data.preload_s3")
+
+
+def test_clients_share_what_is_known_of_services(s3_env: S3Server) -> None:
+    for _ in range(3):
+        assert not open_storage(s3_env.bucket()).exists("object")
+    paths = storage_module._service_data(None).search_paths  # pyright: ignore[reportPrivateUsage]
+    assert len(paths) == len(set(paths)) > 0

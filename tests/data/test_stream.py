@@ -1,9 +1,11 @@
 """The stream gives exactly what is planned, whoever loads it, and never hangs."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -23,10 +25,11 @@ from webdataset.filters import to_tuple
 from webdataset.pipeline import DataPipeline
 
 from hmtl_dist.data.config import DataConfig
+from hmtl_dist.data.pipeline import planned_samples
 from hmtl_dist.data.plan import PADDING, Plan
 from hmtl_dist.data.reader import Reader
 from hmtl_dist.data.shards import ShardIndex, open_index
-from hmtl_dist.data.stream import Batch, Stream, planned_samples
+from hmtl_dist.data.stream import Batch, Stream
 from hmtl_dist.errors import UserError
 from tests.data.streaming import Crash, Resize, jpeg, make_plan, make_set
 from tests.servers import S3Server
@@ -260,6 +263,7 @@ def test_a_killed_worker_stops_the_stream_at_once(index: ShardIndex) -> None:
 def test_closing_leaves_no_process_thread_or_open_file(index: ShardIndex, num_workers: int) -> None:
     me = psutil.Process()
     load(index, make_plan(index), 2, num_workers=num_workers)  # the server of the workers stays, for the next stream
+    gc.collect()  # what other tests left must not go in between
     before = (set(me.children(recursive=True)), me.num_fds(), set(threading.enumerate()))
     load(index, make_plan(index), 3, num_workers=num_workers)
     assert (set(me.children(recursive=True)), me.num_fds(), set(threading.enumerate())) == before
@@ -274,7 +278,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def run_script(folder: Path, body: str, *arguments: str) -> Generator["subprocess.Popen[str]"]:
+def run_script(folder: Path, body: str, *arguments: str, temporary: str = "") -> Generator["subprocess.Popen[str]"]:
     """Run a script without a `__main__` guard, as people write them; it is killed at the end."""
     script = folder / "script.py"
     script.write_text(
@@ -292,9 +296,8 @@ index = open_index(sys.argv[1], "train")
     )
     root = str(Path(__file__).parents[2])
     command = [sys.executable, str(script), *arguments]
-    with subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": root}, cwd=root, stdout=subprocess.PIPE, text=True
-    ) as process:
+    environment = os.environ | {"PYTHONPATH": root} | ({"TMPDIR": temporary} if temporary else {})
+    with subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -304,6 +307,7 @@ index = open_index(sys.argv[1], "train")
 def test_a_script_without_a_main_guard_may_use_workers_which_end_when_it_is_killed(
     index: ShardIndex, tmp_path: Path
 ) -> None:
+    """Nor is anything of theirs left in the folder of temporary files."""
     body = """
         print(__name__, flush=True)
         config = DataConfig(url="unused", image_size=32, num_workers=2)
@@ -312,19 +316,23 @@ def test_a_script_without_a_main_guard_may_use_workers_which_end_when_it_is_kill
         print(*stream.worker_pids, flush=True)
         time.sleep(60)
     """
-    with run_script(tmp_path, body, index.url) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "__main__\n"
-        workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
-        process.kill()
-    assert len(workers) == 2
-    deadline = time.monotonic() + 5
-    while any(map(is_alive, workers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    # the path of a socket, which lies in there, must be short
+    with tempfile.TemporaryDirectory(prefix="stream-", dir="/tmp") as temporary:
+        with run_script(tmp_path, body, index.url, temporary=temporary) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "__main__\n"
+            workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+            assert list(Path(temporary).iterdir())
+            process.kill()
+        assert len(workers) == 2
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, workers)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not list(Path(temporary).iterdir())
 
 
-def test_the_memory_of_a_rank_stays_bounded_however_large_blocks_and_shards_are(
+def test_a_rank_holds_no_more_than_its_buffer_however_large_blocks_and_shards_are(
     index: ShardIndex, tmp_path: Path
 ) -> None:
     """64 lanes over 200 MB in two shards, every block larger than its lane's share of 24 MiB."""
@@ -343,8 +351,7 @@ def test_the_memory_of_a_rank_stays_bounded_however_large_blocks_and_shards_are(
     with run_script(tmp_path, body, index.url, large.url) as process:
         assert process.stdout is not None
         grown = int(process.stdout.readline())
-    # The buffer, and what the allocator keeps beside it: 21 MB in one installation, 53 to 56 MB in another, of 200 MB.
-    assert 12 << 20 < grown < 72 << 20
+    assert 6 << 20 < grown < 24 << 20
 
 
 def test_a_buffer_too_small_for_a_sample_is_refused(index: ShardIndex) -> None:
@@ -408,3 +415,31 @@ def test_a_server_that_is_down_is_one_line_out_of_a_worker(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9 does not answer"):
         load(remote, make_plan(remote, batch_size=8, lanes=2), 1, num_workers=1)
+
+
+TORCH_IN_LOADERS = """
+import sys
+from pathlib import Path
+
+from hmtl_dist.augment import AugmentConfig, GeometricTransform
+from hmtl_dist.data.config import DataConfig
+from hmtl_dist.data.plan import Plan
+from hmtl_dist.data.shards import open_index
+from hmtl_dist.data.stream import Stream
+
+index = open_index(sys.argv[1], "train")
+plan = Plan(index.num_samples, batch_size=8, lanes=2, seed=0, shuffle=True, block=16)
+transform = GeometricTransform(AugmentConfig(), 32, {}, 0, train=True)
+with Stream(index, plan, transform, DataConfig(url=index.url, image_size=32, num_workers=1)) as stream:
+    next(stream)
+    (pid,) = stream.worker_pids
+    mapped = Path(f"/proc/{pid}/maps").read_text()
+    print("cv2" in mapped, "libtorch" in mapped)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what a process has loaded")
+def test_loader_processes_do_without_torch(index: ShardIndex) -> None:
+    command = [sys.executable, "-c", TORCH_IN_LOADERS, index.url]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert said.stdout == "True False\n", said.stdout + said.stderr

@@ -20,7 +20,7 @@ def draw(url: str, *, image_size: int = 32) -> str:
 
 
 def tree(url: str, **sections: Any) -> dict[str, Any]:
-    """The sections of a recipe for a minute model; a section given replaces single keys of the usual one."""
+    """The sections of a recipe for a minute model; a section given replaces single keys, a task of None goes."""
     usual: dict[str, Any] = {
         "data": {"url": url, "image_size": 32, "batch_size": 16, "lanes": 4, "num_workers": 0},
         "augment": {"preset": "strong"},
@@ -36,10 +36,11 @@ def tree(url: str, **sections: Any) -> dict[str, Any]:
         "engine": {"kind": "plain", "ema_decay": 0.9},
         "train": {"epochs": EPOCHS, "report_every_steps": 1},
         "launch": {"kind": "local"},
-        "tracking": {"enabled": False},
+        "tracking": {"enabled": False, "close_seconds": 300},  # on a busy machine too
     }
     for name, section in sections.items():
-        usual[name] = {**usual[name], **section} if isinstance(section, dict) else section
+        usual[name] = {**usual.get(name, {}), **section} if isinstance(section, dict) else section
+    usual["tasks"] = {name: task for name, task in usual["tasks"].items() if task is not None}
     return usual
 
 

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.e2e.drawn import STEPS_PER_EPOCH, draw, tree, weights
+from tests.processes import kill_all
 from tests.servers import S3Server
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ class Command:
 
     def end(self) -> tuple[int, str]:
         """Waits; returns the exit code and everything that was said."""
-        said, _ = self.process.communicate(timeout=280)
+        said, _ = self.process.communicate(timeout=800)
         return self.process.returncode, said
 
     def left_over(self, patience: float = 10.0) -> list[psutil.Process]:
@@ -83,8 +84,7 @@ def start() -> Generator[Start]:
 
     yield launch
     for command in started:
-        for process in [*marked(command.mark)]:
-            process.kill()
+        kill_all(marked(command.mark))
         command.process.communicate()
 
 
@@ -124,8 +124,13 @@ def trained(s3: S3Server, mlflow_server: str, start: Start, tmp_path_factory: py
             patch.setenv(name, value)
         url = draw(f"{s3.bucket()}/faces", image_size=64)
         command = start(
-            *("train", "demo", f"data.url={url}", "name=whole", "train.epochs=1", "train.report_every_steps=1"),
-            *("launch.num_workers=2", "engine.kind=deepspeed", "tracking.system_metrics_seconds=1"),
+            *("train", "demo", f"data.url={url}", "name=whole", "train.epochs=2", "train.report_every_steps=1"),
+            *(
+                "launch.num_workers=2",
+                "engine.kind=deepspeed",
+                "tracking.system_metrics_seconds=1",
+                "tracking.close_seconds=300",
+            ),
             HMTL_HOME=str(home),
             MLFLOW_TRACKING_URI=mlflow_server,
         )
@@ -207,7 +212,7 @@ def test_the_model_loads_elsewhere_and_predicts(trained: Trained) -> None:
     (model,) = trained.client.search_logged_models([trained.run.info.experiment_id])
     program = (
         "import sys, numpy, mlflow.pyfunc\n"
-        "table = mlflow.pyfunc.load_model(sys.argv[1]).predict(numpy.zeros((2, 64, 64, 3), numpy.uint8))\n"
+        "table = mlflow.pyfunc.load_model(sys.argv[1]).predict({'picture': numpy.zeros((2, 64, 64, 3), numpy.uint8)})\n"
         "print(len(table), *table.columns)"
     )
     done = subprocess.run(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_hex
 
 import cv2
 import numpy as np
@@ -67,6 +68,49 @@ def test_unknown_recipe_is_told_the_nearest() -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     assert fails("train", tmp_path / "mine.yaml") == f"recipe '{tmp_path}/mine.yaml': no such file"
+
+
+def test_a_run_that_is_refused_leaves_no_folder_but_one_that_is_there_stays(train_fails: Fails, home: Path) -> None:
+    train_fails("data.url=nowhere", "name=new", "tracking.enabled=false")
+    assert not [*home.glob("runs/*")]
+    kept = home / "runs" / "old" / "log.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("what was\n")
+    train_fails("data.url=nowhere", "name=old", "tracking.enabled=false")
+    assert kept.read_text() == "what was\n"
+
+
+def test_a_finished_run_that_is_started_again_says_so(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        assert CliRunner().invoke(app, ["train", str(recipe), "name=again", "tracking.enabled=false"]).exit_code == 0
+        said.append(capfd.readouterr().out)
+    first, second = said
+    assert "finished at step 1\n" in first
+    assert "goes on from step 1\n" in second
+    assert "finished at step 1 before: nothing was left to train\n" in second
+
+
+def test_figure_that_its_task_does_not_have_is_told_before_anything_is_trained(train_fails: Fails, home: Path) -> None:
+    said = train_fails("train.monitor=eval/expression/mae", "tracking.enabled=false")
+    assert said.startswith("train.monitor: 'eval/expression/mae' is not one of eval/expression/accuracy, ")
+    assert not list(home.glob("runs/*/checkpoints/*"))
+
+
+def test_data_and_labels_are_looked_at_before_ray_is_started_and_mlflow_is_told(train_fails: Fails, home: Path) -> None:
+    on_ray = ("launch.kind=ray", "launch.num_workers=2", "data.lanes=4", "tracking.enabled=true")
+    assert train_fails("data.url=/nowhere", *on_ray).startswith("no data set at /nowhere")
+    assert train_fails("tasks.expression.label=emotion", *on_ray).startswith("tasks.expression.label: ")
+    assert not (home / "mlflow.db").exists()
+
+
+def test_metric_of_a_search_that_its_task_does_not_have(recipe: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "metric: expression/mae\nmode: min\nbudget: {trials: 2}\n"
+        "params: {optim.learning_rate: {type: uniform, low: 0.001, high: 0.01}}\n"
+    )
+    assert fails("tune", space, recipe).startswith("metric: 'eval/expression/mae' is not one of eval/expression/acc")
 
 
 def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
@@ -167,15 +211,34 @@ def test_wrong_secret_key_is_not_repeated(
     assert "mistyped-secret" not in message
 
 
+def test_who_may_only_read_the_data_cannot_write_beside_them(
+    train_fails: Fails, s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = draw(f"s3://open/{token_hex(4)}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_env.reader.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_env.reader.secret_access_key)
+    for message in (
+        train_fails(f"data.url={url}", f"launch.storage={url}"),
+        fails("data", "synth", f"{url}-more", "--samples=8", "--identities=4", "--image-size=32", "--num-workers=1"),
+    ):
+        assert message.startswith("access to s3://open/")
+        assert "is denied" in message
+        assert "these credentials lack the right to do this" in message
+
+
 def test_s3_server_that_is_down(train_fails: Fails, s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", NOBODY)
-    assert train_fails("data.url=s3://bucket/set").startswith(f"{NOBODY} does not answer ")
+    message = train_fails("data.url=s3://bucket/set")
+    assert message.startswith(f"{NOBODY} does not answer ")
+    assert message.endswith("start it (`hmtl-dist services start`), or correct AWS_ENDPOINT_URL")
 
 
 def test_mlflow_server_that_is_down_and_required(train_fails: Fails) -> None:
     message = train_fails("tracking.enabled=true", "tracking.required=true", f"tracking.uri={NOBODY}")
     assert message.startswith(f"MLflow at {NOBODY} does not answer ")
-    assert message.endswith("start it, correct tracking.uri, or set tracking.required=false")
+    assert message.endswith(
+        "start it (`hmtl-dist services start`), correct tracking.uri, or set tracking.required=false"
+    )
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
@@ -184,7 +247,17 @@ def test_mlflow_server_that_is_down_and_required(train_fails: Fails) -> None:
 def test_run_name_used_with_other_settings(recipe: Path, train_fails: Fails) -> None:
     assert CliRunner().invoke(app, ["train", str(recipe), "name=mine"]).exit_code == 0
     message = train_fails("name=mine", "optim.learning_rate=0.5")
-    assert message.startswith("run 'mine' was begun with optim.learning_rate=0.001, now it is 0.5; set it back, or ")
+    assert message.startswith("run 'mine' was begun with optim.learning_rate=0.001, now it is 0.5; set it back, ")
+
+
+def test_syncing_what_cannot_be(recipe: Path, home: Path) -> None:
+    assert fails("sync", "mine").startswith("mine: no run there; ")
+    assert CliRunner().invoke(app, ["train", str(recipe), "name=mine"]).exit_code == 0
+    assert fails("sync", "mine").startswith("run 'mine' has tracking.enabled=false; ")
+    away = ("tracking.enabled=true", f"tracking.uri={NOBODY}")
+    assert fails("sync", "mine", *away).startswith(f"MLflow at {NOBODY} does not answer: ")
+    (home / "runs" / "mine" / "rank-0" / "journal.jsonl").unlink()
+    assert "journal.jsonl is missing" in fails("sync", "mine", *away)
 
 
 def test_evaluating_a_run_that_is_not_there(home: Path) -> None:

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.slow
 
 def hmtl_dist(*arguments: str) -> str:
     ended = subprocess.run(
-        [sys.executable, "-m", "hmtl_dist", *arguments], capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, "-m", "hmtl_dist", *arguments], capture_output=True, text=True, timeout=1800, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_expression_and_gender_of_people_it_never_saw(s3_env: S3Server, faces: Path) -> None:
     url = f"{s3_env.bucket()}/london"
     folder = faces / "london"

@@ -88,7 +88,55 @@ def test_a_saved_run_is_evaluated_as_at_its_end(uninterrupted: Finished) -> None
     evaluation, checkpoint = evaluate_run("uninterrupted")
     assert checkpoint == uninterrupted.outcome.checkpoint
     assert evaluation.num_samples == 24
-    assert evaluation.figures == pytest.approx(uninterrupted.outcome.metrics, rel=1e-6)
+    # A concordance near 0 is a difference of nearly equal numbers, hence the absolute part.
+    assert evaluation.figures == pytest.approx(of(uninterrupted, "eval/"), rel=1e-6, abs=1e-7)
+
+
+def test_groups_of_people_make_up_the_whole(url: str) -> None:
+    grouped = finish(config("grouped", url, train={"groups": ["gender", "age"]}))
+    figures = evaluate_run("grouped", groups={"gender": (), "age": (30, 50)})[0].figures
+    for label, names in (("gender", ("female", "male")), ("age", ("under_30", "30_to_50", "50_and_over"))):
+        for figure in ("expression/{}accuracy", "age/{}mae_age"):
+            groups = [figure.format(f"group/{label}/{name}/") for name in names]
+            counts = [figures.get(f"eval/{group.rpartition('/')[0]}/samples", 0) for group in groups]
+            values = [figures.get(f"eval/{group}", 0) for group in groups]
+            assert sum(counts) == 24
+            mean = sum(count * value for count, value in zip(counts, values, strict=True)) / 24
+            assert mean == pytest.approx(figures["eval/" + figure.format("")], rel=1e-5)
+            there = [value for count, value in zip(counts, values, strict=True) if count]
+            gap = figures["eval/" + figure.format(f"gap/{label}/")]
+            assert gap == pytest.approx(max(there) - min(there), abs=1e-6)
+    assert "eval/expression/gap/gender/accuracy" in grouped.outcome.metrics
+
+
+def of(run: Finished, kind: str) -> dict[str, float]:
+    """The figures at a run's end that belong to one kind of weights, named as an evaluation's."""
+    metrics = run.outcome.metrics
+    return {"eval/" + name.removeprefix(kind): value for name, value in metrics.items() if name.startswith(kind)}
+
+
+def test_last_and_averaged_weights_are_told_apart(uninterrupted: Finished) -> None:
+    last, ema = of(uninterrupted, "last/"), of(uninterrupted, "ema/")
+    assert ema == of(uninterrupted, "eval/")
+    assert last != ema
+    assert evaluate_run("uninterrupted", weights="last")[0].figures == pytest.approx(last, rel=1e-6, abs=1e-7)
+    assert evaluate_run("uninterrupted", weights="ema")[0].figures == pytest.approx(ema, rel=1e-6, abs=1e-7)
+
+
+def test_the_best_checkpoint_is_kept_through_an_interruption(uninterrupted: Finished, url: str) -> None:
+    # So short a run only gets worse at this, which makes an evaluation the best that is not the last.
+    monitored = {"monitor": "eval/age/mae_age", "monitor_mode": "min", "keep_checkpoints": 1}
+    stop_in_mid_epoch(config("best", url, train=monitored))
+    metrics = finish(config("best", url, train=monitored)).outcome.metrics
+    folder = Path(str(uninterrupted.folder)).parent / "best" / "checkpoints"
+    best = int(metrics["best/step"])
+    assert best < TOTAL_STEPS
+    whole = {path.parent.name for path in folder.glob("*/manifest.json")}
+    assert whole == {f"step-{best:08d}", f"step-{TOTAL_STEPS:08d}"}
+    evaluation, checkpoint = evaluate_run("best", weights="best")
+    assert checkpoint == f"{folder}/step-{best:08d}"
+    assert evaluation.figures["eval/age/mae_age"] == pytest.approx(metrics["best/age/mae_age"], rel=1e-6)
+    assert metrics["best/age/mae_age"] < metrics["eval/age/mae_age"]
 
 
 def test_a_checkpoint_is_evaluated_by_its_own_path(uninterrupted: Finished) -> None:

@@ -72,7 +72,7 @@ def train(engine: Engine, to_step: int, *, rank: int = 0, batch_size: int = 8, m
         for views, labels in zip(images.chunk(micro_batches), targets.chunk(micro_batches), strict=True):
             logits = engine.forward({"clean": views})["task"]["clean"]
             engine.backward(nn.functional.cross_entropy(logits, labels))
-            engine.step()
+        engine.step()
 
 
 def difference(one: EngineState, other: EngineState) -> float:

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from hmtl_dist.engine.base import EngineState
-from hmtl_dist.engine.checkpoint import DamagedCheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from hmtl_dist.engine.checkpoint import (
+    DamagedCheckpointError,
+    complete_steps,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
 from hmtl_dist.errors import UserError
 from tests.servers import S3Server
 
@@ -68,14 +74,16 @@ def test_it_lives_in_s3_as_well(s3_env: S3Server) -> None:
     url = f"{s3_env.bucket()}/run/checkpoints"
     for step in (3, 6, 9):
         save(url, step, keep_last=2)
-    assert latest_checkpoint(url) == f"{url}/step-00000009"
+    assert complete_steps(url) == [6, 9]
+    assert newest(url) == f"{url}/step-00000009"
     assert_whole(f"{url}/step-00000006", 6)
     with pytest.raises(DamagedCheckpointError, match=r"step-00000003 is no checkpoint"):
         load_checkpoint(f"{url}/step-00000003")
 
 
 def test_a_run_that_never_saved_has_no_checkpoint(tmp_path: Path) -> None:
-    assert latest_checkpoint(str(tmp_path / "never")) is None
+    assert load_newest(str(tmp_path / "never")) is None
+    assert complete_steps(str(tmp_path / "never")) == []
 
 
 def test_it_holds_nothing_that_must_be_unpickled(tmp_path: Path) -> None:
@@ -113,6 +121,13 @@ def flipped_byte(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(data)
 
 
+def newest(url: str) -> str:
+    """Where the newest whole checkpoint is."""
+    found = load_newest(url)
+    assert found is not None
+    return found[0]
+
+
 DAMAGES = [no_manifest, torn_manifest, altered_manifest, missing_file, truncated_file, flipped_byte]
 
 
@@ -123,9 +138,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     save(str(tmp_path), 3)
     damage(Path(save(str(tmp_path), 6)))
     with caplog.at_level(logging.WARNING):
-        found = latest_checkpoint(str(tmp_path))
-    assert found == f"{tmp_path}/step-00000003"
+        loaded = load_newest(str(tmp_path))
     assert "passing over checkpoint step-00000006" in caplog.text
+    assert loaded is not None
+    assert (loaded[0], loaded[1].counters["global_step"]) == (f"{tmp_path}/step-00000003", 3)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -143,7 +159,7 @@ def test_a_format_of_the_future_is_refused_rather_than_passed_over(
     save(str(tmp_path), 3)
     monkeypatch.undo()
     with pytest.raises(UserError, match="has format 2, this program reads 1"):
-        latest_checkpoint(str(tmp_path))
+        load_newest(str(tmp_path))
 
 
 def test_only_the_newest_and_the_protected_are_kept(tmp_path: Path) -> None:
@@ -161,7 +177,7 @@ def test_what_lay_damaged_behind_the_run_is_removed_and_never_the_one_just_writt
     save(str(tmp_path), 3)
     flipped_byte(Path(save(str(tmp_path), 9)))
     url = save(str(tmp_path), 6, keep_last=1)
-    assert latest_checkpoint(str(tmp_path)) == url
+    assert newest(str(tmp_path)) == url
     assert [path.parent.name for path in tmp_path.glob("*/*.safetensors")] == ["step-00000006"] * 4
 
 

@@ -110,3 +110,12 @@ def test_one_rank_goes_on_where_two_stopped(folder: Path, figures: Figures, name
         assert engine.global_step == STEPS
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("setting", ["", "clipped "])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_planted_nan_is_seen_and_the_skipped_step_leaves_no_trace(figures: Figures, name: str, setting: str) -> None:
+    assert figures[f"{setting}finite {name}"] == 1
+    assert figures[f"{setting}planted seen {name}"] > 0
+    assert figures[f"{setting}skipped {name}"] == 0
+    assert figures[f"{setting}went on {name}"] == 1

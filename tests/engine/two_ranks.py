@@ -10,11 +10,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hmtl_dist.engine.base import EngineState
+from hmtl_dist.engine.base import Engine, EngineState
 from hmtl_dist.engine.checkpoint import load_checkpoint, save_checkpoint
 from hmtl_dist.engine.optim import EngineConfig, OptimConfig
 from hmtl_dist.engine.ranks import TorchRanks
-from tests.engine.nets import EXACT, STEPS, SmallNet, TimmNet, difference, make_engine, train, without_batchnorm
+from tests.engine.nets import (
+    EXACT,
+    IMAGE_SIZE,
+    STEPS,
+    SmallNet,
+    TimmNet,
+    difference,
+    make_engine,
+    train,
+    without_batchnorm,
+)
 
 KINDS = {
     "plain": EngineConfig(kind="plain", channels_last=False),
@@ -39,6 +49,7 @@ def explore(rank: int, folder: Path) -> None:
         **_accumulate(rank),
         **_average(rank),
         **_ranks(rank),
+        **_skip(rank),
     }
     if rank == 0:
         (folder / "figures.json").write_text(json.dumps(figures))
@@ -109,6 +120,42 @@ def _accumulate(rank: int) -> dict[str, float]:
         figures[f"accumulation {name}"] = max((model[key] - other[key]).abs().max().item() for key in model)
         figures[f"accumulation {name} micro-steps"] = two.micro_step
     return figures
+
+
+def _skip(rank: int) -> dict[str, float]:
+    """Plant a NaN on one rank: every rank must see it, and a skipped step must leave everything as it was."""
+    figures: dict[str, float] = {}
+    for name, plain in KINDS.items():
+        for setting, change in (("", {}), ("clipped ", {"clip_grad_norm": 0.5})):
+            engine = make_engine(plain.model_copy(update={"ema_decay": 0.9, **change}), seed=rank)
+            train(engine, HALF, rank=rank)
+            finite = torch.isfinite(engine_norm(engine, rank, planted=False))
+            engine.step()
+            before = engine.state()
+            norm = engine_norm(engine, rank, planted=rank == 1)
+            seen = TorchRanks().all_reduce_sum(norm.isfinite().logical_not().double()[None])
+            engine.skip()
+            after = engine.state()
+            after.counters.update(before.counters)
+            for key in [key for key in before.model if key.endswith("num_batches_tracked")]:
+                before.model[key] = after.model[key] = torch.zeros(1)  # counts forward passes, and nothing reads it
+            figures[f"{setting}finite {name}"] = float(finite)
+            figures[f"{setting}planted seen {name}"] = seen.item()
+            figures[f"{setting}skipped {name}"] = difference(before, after)
+            train(engine, STEPS, rank=rank)
+            figures[f"{setting}went on {name}"] = float(
+                all(tensor.isfinite().all() for tensor in engine.state().model.values())
+            )
+    return figures
+
+
+def engine_norm(engine: Engine, rank: int, *, planted: bool) -> torch.Tensor:
+    """Do all of a step but the step, on pictures of which one may be NaN."""
+    images = torch.rand(8, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(rank))
+    if planted:
+        images[3] = torch.nan
+    engine.backward(engine.forward({"clean": images})["task"]["clean"].square().mean())
+    return engine.gradient_norm()
 
 
 def _average(rank: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ Prints a line of JSON for every line of progress and every end. With `shared` on
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from importlib import import_module
@@ -16,6 +17,8 @@ from hmtl_dist.launch.ray_train import run_ray
 from hmtl_dist.run_config import RunConfig
 from tests.launch import toy
 
+MAX_FAILURES = "HMTL_TEST_MAX_FAILURES"
+
 
 def config(**launch: Any) -> RunConfig:
     return RunConfig.model_validate(
@@ -24,7 +27,8 @@ def config(**launch: Any) -> RunConfig:
             "seed": 5,
             "data": {"url": "nowhere"},
             "tasks": {"expression": {"type": "classification"}},
-            "launch": {"kind": "local", "num_workers": 2} | launch,
+            "launch": {"kind": "local", "num_workers": 2, "max_failures": int(os.environ.get(MAX_FAILURES, "0"))}
+            | launch,
         }
     )
 

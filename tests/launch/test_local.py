@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.local import run_local
 from hmtl_dist.run_config import RunConfig
+from hmtl_dist.services.process import free_ports
 from hmtl_dist.train.base import Listener, Outcome, Place, Progress
 from tests.launch import toy
 from tests.launch.drive import config
@@ -64,8 +64,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_two_ranks_of_torchrun_find_each_other() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    (port,) = free_ports(1)
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(
@@ -76,5 +75,5 @@ def test_two_ranks_of_torchrun_find_each_other() -> None:
         )
         for rank in range(2)
     ]
-    ends = [json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks]
+    ends = [json.loads(rank.communicate(timeout=600)[0].splitlines()[-1]) for rank in ranks]
     assert [end["outcome"]["metrics"]["sum"] for end in ends] == [3.0, 3.0]

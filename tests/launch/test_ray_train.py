@@ -7,12 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from hmtl_dist.launch.signals import SAME_SECONDS
+from tests.launch.drive import MAX_FAILURES
+from tests.processes import command_line
 
 Drive = Callable[..., "subprocess.Popen[str]"]
 
@@ -88,6 +93,7 @@ def test_a_second_ctrl_c_does_not_wait(drive: Drive) -> None:
     first_progress(process)
     processes = processes_of(process)
     process.send_signal(signal.SIGINT)
+    time.sleep(SAME_SECONDS + 1)
     process.send_signal(signal.SIGTERM)
 
     ends(process)
@@ -100,7 +106,7 @@ def test_a_killed_driver_takes_its_ray_along(drive: Drive) -> None:
     process = drive("ray", "never_stops")
     first_progress(process)
     processes = processes_of(process)
-    folders = set(re.findall(r"/tmp/hmtl-ray-\w+", " ".join(" ".join(server.cmdline()) for server in processes)))
+    folders = set(re.findall(r"/tmp/hmtl-ray-\w+", " ".join(map(command_line, processes))))
     process.kill()
 
     assert gone(processes, timeout=120)  # Ray's agents give up after a minute
@@ -134,3 +140,18 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(drive: Drive) -> None:
     assert said[0]["error"] == "UserError"
     assert said[0]["message"].startswith("no Ray cluster answers at '127.0.0.1:1'")
     assert "\n" not in said[0]["message"]
+
+
+@pytest.mark.slow
+def test_workers_that_died_are_started_again(drive: Drive) -> None:
+    said = ends(drive("ray", "dies_once", **{MAX_FAILURES: "2"}))
+
+    assert said[-1]["outcome"]["metrics"] == {"starts": 2.0, "ranks": 2.0}
+
+
+@pytest.mark.slow
+def test_what_starting_again_cannot_mend_is_not_tried_again(drive: Drive, tmp_path: Path) -> None:
+    said = ends(drive("ray", "counted_mistake", **{MAX_FAILURES: "5"}))
+
+    assert (said[-1]["error"], said[-1]["message"]) == ("UserError", "data.url: nothing there; build it first")
+    assert (tmp_path / "home" / "runs" / "toy" / "rank-1" / "starts").read_text() == "."

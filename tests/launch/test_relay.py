@@ -24,6 +24,17 @@ def test_progress_that_nobody_takes_does_not_pile_up() -> None:
     assert asyncio.run(scene()) == list(range(4000, 5000))
 
 
+def test_a_run_is_under_way_once_a_step_was_told_also_when_the_line_was_taken() -> None:
+    async def scene() -> list[bool]:
+        relay = Relay()
+        said = [await relay.under_way()]
+        await relay.push(line(1))
+        await relay.take()
+        return [*said, await relay.under_way()]
+
+    assert asyncio.run(scene()) == [False, True]
+
+
 def test_every_worker_waits_until_a_stop_is_requested() -> None:
     async def scene() -> tuple[int, int]:
         relay = Relay()

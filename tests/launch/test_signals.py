@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from hmtl_dist.launch import signals
 from hmtl_dist.launch.signals import StopRequest
 
 
@@ -14,11 +15,20 @@ def test_the_first_signal_only_asks(number: signal.Signals) -> None:
         assert stop.requested
 
 
-def test_the_second_signal_stops_at_once() -> None:
+def test_the_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "SAME_SECONDS", 0.0)
     with StopRequest():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_signals_that_come_together_are_one_request() -> None:
+    asked: list[bool] = []
+    with StopRequest(lambda: asked.append(True)) as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert (stop.requested, asked) == (True, [True])
 
 
 def test_signals_go_back_to_whoever_had_them() -> None:

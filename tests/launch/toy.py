@@ -100,6 +100,29 @@ def dies(config: RunConfig, place: Place, listener: Listener) -> Outcome:
     return outcome({})
 
 
+def starts(place: Place) -> int:
+    """Count this start of a rank, and say which one it is."""
+    with (place.scratch / "starts").open("a") as file:
+        file.write(".")
+    return len((place.scratch / "starts").read_text())
+
+
+def dies_once(config: RunConfig, place: Place, listener: Listener) -> Outcome:
+    """End the process of the last rank, the first time."""
+    count = starts(place)
+    if place.rank == place.world_size - 1 and count == 1:
+        time.sleep(3)  # until Ray Train has seen everybody start
+        os._exit(7)
+    total = total_of_ranks(place, 1.0)
+    return outcome({"starts": float(count), "ranks": total})
+
+
+def counted_mistake(config: RunConfig, place: Place, listener: Listener) -> Outcome:
+    """Meet a mistake of the user on the last rank, however often it is started."""
+    starts(place)
+    return user_mistake(config, place, listener)
+
+
 def environment(config: RunConfig, place: Place, listener: Listener) -> Outcome:
     """Report what a rank finds around it."""
     (place.scratch / "environment").write_text(f"{Path.cwd()}\n{os.environ.get('AWS_ACCESS_KEY_ID')}")

@@ -15,9 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from hmtl_dist.cli.services import app
+from hmtl_dist.cli.store import known_mlflow
 from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
-from hmtl_dist.services import ServicesInfo, running, services_status, start_services, stop_services
+from hmtl_dist.services import ServicesInfo, running, seaweedfs, services_status, start_services, stop_services
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,25 @@ def test_the_environment_leads_to_a_bucket(services: ServicesInfo, monkeypatch: 
     root = open_storage(f"{services.bucket_url}/test")
     root.write("object", b"x")
     assert root.read("object") == b"x"
+
+
+def test_commands_without_the_environment_find_the_mlflow_that_runs(
+    home: Path, services: ServicesInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HMTL_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert known_mlflow().uri == services.tracking_uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert known_mlflow().uri is None  # what the environment says
+
+
+def test_the_number_of_buckets_is_not_the_disk_s_free_space(home: Path, services: ServicesInfo) -> None:
+    """Each takes a volume, of which the server's master knows how many there may be."""
+    port = json.loads((home / "services" / "services.json").read_text())["servers"]["s3"]["ports"][1]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/dir/status") as answer:
+        topology = json.load(answer)["Topology"]
+    assert topology["Max"] == seaweedfs.MAX_BUCKETS
+    assert topology["Free"] > 1000
 
 
 def test_a_leftover_session_token_does_no_harm(services: ServicesInfo, monkeypatch: pytest.MonkeyPatch) -> None:

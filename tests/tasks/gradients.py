@@ -8,16 +8,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hmtl_dist.augment import AugmentConfig
+from hmtl_dist.augment.mixing import draw_mix
 from hmtl_dist.data.schema import Field
 from hmtl_dist.engine.ranks import TorchRanks
 from hmtl_dist.model.frozen import build_frozen
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
+from hmtl_dist.tasks.age import AgeConfig
 from hmtl_dist.tasks.base import Inputs, Ranks, SingleRank
+from hmtl_dist.tasks.head_pose import HeadPoseConfig
 from hmtl_dist.tasks.inpainting import InpaintingConfig
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.puzzling import PuzzlingConfig
 from hmtl_dist.tasks.registry import AnyTaskConfig, build_tasks
+from hmtl_dist.tasks.rotation import RotationConfig
 from hmtl_dist.tasks.supervised import ClassificationConfig, RegressionConfig
+from hmtl_dist.tasks.valence_arousal import ValenceArousalConfig
 from hmtl_dist.tasks.weighting import WeightingConfig
 
 NUM_SAMPLES = 8
@@ -29,9 +35,13 @@ FIELDS = {
     "gender": Field(kind="category", classes=("f", "m")),
     "ghost": Field(kind="category", classes=("x", "y")),
     "yaw": Field(kind="number", unit="degrees"),
+    "pitch": Field(kind="number", unit="degrees"),
+    "roll": Field(kind="number", unit="degrees"),
     "age": Field(kind="number", unit="years"),
 }
 COUNTS = {"expression": [10, 30, 20], "gender": [7, 5], "ghost": [1, 1]}
+MIXING = AugmentConfig(preset="none", mixup_probability=0.5, mixup_alpha=1.0, cutmix_probability=0.5)
+"""For the tasks that are called `mixed`; two samples of a lane are partners."""
 WEIGHTINGS = ("sum", "geometric", "uncertainty", "dwa")
 
 
@@ -55,6 +65,20 @@ TASK_SETS: dict[str, dict[str, AnyTaskConfig]] = {
         "puzzling": PuzzlingConfig(grid=3, reduction="sum", supervise="both", dropout=0.0, weight=0.3),
         "inpainting": InpaintingConfig(fill="mean", perceptual_weight=0.0),
     },
+    "pose": {
+        **supervised("l1", "none"),
+        "sixd": HeadPoseConfig(dropout=0.0),
+        "binned": HeadPoseConfig(method="binned", dropout=0.0),
+        "age": AgeConfig(dropout=0.0),
+        "affect": ValenceArousalConfig(labels=("yaw", "pitch"), dropout=0.0),
+        "rotation": RotationConfig(supervise="both", dropout=0.0),
+    },
+    "mixed": {
+        "expression": ClassificationConfig(class_weights="index", dropout=0.0),
+        "gender": ClassificationConfig(dropout=0.0, weight=0.5),
+        "ghost": ClassificationConfig(dropout=0.0),
+        "puzzling": PuzzlingConfig(supervise="clean", dropout=0.0),
+    },
     "huber": {**supervised("huber", "index"), "puzzling": PuzzlingConfig(supervise="clean", dropout=0.0)},
 }
 
@@ -70,6 +94,8 @@ def global_batch() -> Inputs:
             "gender": torch.tensor([-1, -1, -1, -1, 0, 1, -1, 1]),
             "ghost": torch.full((NUM_SAMPLES,), -1),
             "yaw": torch.tensor([nan, 30.0, nan, nan, -20.0, 5.0, 11.0, nan]),
+            "pitch": torch.tensor([nan, 3.0, 12.0, -7.0, 9.0, 4.0, 120.0, nan]),
+            "roll": torch.tensor([nan, 3.0, 1.0, -8.0, 14.0, 25.0, 6.0, -33.0]),
             "age": torch.tensor([20.0, nan, nan, nan, nan, nan, 71.0, nan]),
         },
         weight=torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64),
@@ -79,14 +105,21 @@ def global_batch() -> Inputs:
     )
 
 
-def share_of(inputs: Inputs, rank: int, world_size: int, epoch: int) -> Inputs:
+def share_of(inputs: Inputs, rank: int, world_size: int, epoch: int, *, mixed: bool) -> Inputs:
     size = NUM_SAMPLES // world_size
     rows = slice(rank * size, (rank + 1) * size)
     labels = {name: values[rows] for name, values in inputs.labels.items()}
-    return Inputs(inputs.images[rows], labels, inputs.weight[rows], inputs.seed, epoch, inputs.positions[rows])
+    weight, positions = inputs.weight[rows], inputs.positions[rows]
+    mix = None
+    if mixed:
+        side = (IMAGE_SIZE, IMAGE_SIZE)
+        mix = draw_mix(MIXING, inputs.seed, epoch, positions, weight=weight, per_lane=2, size=side)
+    return Inputs(inputs.images[rows], labels, weight, inputs.seed, epoch, positions, mix)
 
 
-def gradient(tasks: dict[str, AnyTaskConfig], weighting: str, ranks: Ranks) -> tuple[float, dict[str, Tensor]]:
+def gradient(
+    tasks: dict[str, AnyTaskConfig], weighting: str, ranks: Ranks, *, mixed: bool
+) -> tuple[float, dict[str, Tensor]]:
     """Total and gradient, averaged over ranks as engines do; for `dwa` in the third epoch, its first with a trend."""
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
     frozen = build_frozen(tasks, MODEL)
@@ -97,7 +130,7 @@ def gradient(tasks: dict[str, AnyTaskConfig], weighting: str, ranks: Ranks) -> t
         net.double().requires_grad_(requires_grad=False)
     total = torch.zeros(())
     for epoch in range(3 if weighting == "dwa" else 1):
-        inputs = share_of(global_batch(), ranks.rank, ranks.world_size, epoch)
+        inputs = share_of(global_batch(), ranks.rank, ranks.world_size, epoch, mixed=mixed)
         views, prepared = objective.prepare(inputs)
         total = objective.losses(model(views), prepared, inputs).total
         objective.end_epoch()
@@ -112,9 +145,10 @@ def compare(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
     differences: dict[str, float] = {}
     for (name, tasks), weighting in product(TASK_SETS.items(), WEIGHTINGS):
-        total, gradients = gradient(tasks, weighting, TorchRanks())
+        mixed = name == "mixed"
+        total, gradients = gradient(tasks, weighting, TorchRanks(), mixed=mixed)
         if rank == 0:
-            expected_total, expected = gradient(tasks, weighting, SingleRank())
+            expected_total, expected = gradient(tasks, weighting, SingleRank(), mixed=mixed)
             scale = max(float(value.abs().max()) for value in expected.values())
             apart = max(float((gradients[key] - value).abs().max()) for key, value in expected.items())
             same = gradients.keys() == expected.keys() and abs(total - expected_total) < 1e-12 * abs(expected_total)

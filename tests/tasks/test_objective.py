@@ -93,16 +93,15 @@ def test_the_clean_view_is_made_only_if_it_is_read() -> None:
     assert list(objective.prepare(make_inputs())[0]) == ["puzzling"]
 
 
-def test_a_step_takes_one_collective_flags_included() -> None:
+def test_a_step_takes_one_collective() -> None:
     ranks = CountingRanks()
     objective = Objective(build(puzzling=PuzzlingConfig()), WeightingConfig(), ranks)
     inputs = make_inputs(labels=LABELS)
     views, prepared = objective.prepare(inputs)
 
-    losses = objective.losses(answer(objective, views), prepared, inputs, flags=torch.tensor([1.0, 0.0]))
+    objective.losses(answer(objective, views), prepared, inputs)
 
     assert ranks.reduced == 1
-    assert losses.flags.numpy().tolist() == [1, 0]
 
 
 def test_the_total_is_the_weighted_sum_of_the_means() -> None:

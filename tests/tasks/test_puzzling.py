@@ -6,8 +6,10 @@ import torch
 
 from hmtl_dist import rng
 from hmtl_dist.tasks.base import SingleRank
-from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig, shuffle_tiles
+from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
+from hmtl_dist.tasks.tiles import shuffle_tiles
 from tests.tasks.batches import DEVICES, make_inputs
+from tests.tasks.reference import Array, check_loss, log_softmax
 
 
 def task(grid: Literal[2, 3] = 2, reduction: Literal["mean", "sum"] = "mean") -> Puzzling:
@@ -79,20 +81,16 @@ def test_every_arrangement_is_equally_likely() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_loss_is_the_cross_entropy_of_the_slots(reduction: Literal["mean", "sum"]) -> None:
-    inputs = make_inputs(weight=torch.tensor([1.0, 0.0, 1.0, 1.0]))
-    puzzle = task(2, reduction)
-    prepared = puzzle.prepare(inputs)
-    output = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = make_inputs(weight=torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64))
+    targets = task(2, reduction).prepare(inputs).targets
 
-    terms = puzzle.loss({"puzzling": output}, prepared, inputs, SingleRank())
+    def reference(output: Array) -> float:
+        logs = log_softmax(output.reshape(4, 4, 4))
+        right = np.take_along_axis(logs, targets["tiles"].numpy()[:, :, None], 2)[[0, 2, 3], :, 0]
+        return -float(right.mean() if reduction == "mean" else right.sum(1).mean())
 
-    expected = 0.0
-    for b in (0, 2, 3):
-        for slot, tile in enumerate(prepared.targets["tiles"][b].numpy().tolist()):
-            scores = output[b].view(4, 4)[slot].numpy()
-            expected += np.log(np.exp(scores).sum()) - scores[tile]
-    assert terms.sum.item() == pytest.approx(expected / (4 if reduction == "mean" else 1), rel=1e-12)
-    assert terms.count.item() == 3
+    output = np.random.default_rng(0).normal(0, 1, (4, 16))
+    check_loss(task(2, reduction), inputs, reference, output, view="puzzling", targets=targets)
 
 
 def test_solving_the_puzzle_gives_full_accuracy_and_shows_the_picture() -> None:

@@ -1,7 +1,12 @@
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.utils.class_weight import (  # pyright: ignore[reportMissingTypeStubs]  # it has none
+    compute_class_weight,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
@@ -15,6 +20,7 @@ from hmtl_dist.tasks.supervised import (
     build_regression,
 )
 from tests.tasks.batches import make_inputs
+from tests.tasks.reference import Array, check_loss, log_softmax
 
 FIELDS = {
     "expression": Field(kind="category", classes=("happy", "sad", "angry")),
@@ -53,6 +59,57 @@ def test_cross_entropy_is_the_weighted_sum_over_labelled_samples(class_weights: 
     weights = np.array(by_class, float)[LABELS.clip(0)] * (LABELS >= 0) * WEIGHT
     assert terms.sum.item() == pytest.approx((cross_entropies(output.numpy(), LABELS) * weights).sum(), rel=1e-12)
     assert terms.count.item() == weights.sum()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.15])
+@pytest.mark.parametrize(("class_weights", "by_class"), [("none", [1, 1, 1]), ("index", [1, 4, 0])])
+def test_label_smoothing_spreads_a_share_over_all_classes(
+    class_weights: str, by_class: list[int], smoothing: float
+) -> None:
+    config = ClassificationConfig.model_validate({"class_weights": class_weights, "label_smoothing": smoothing})
+    task = build_classification("expression", config, FIELDS, COUNTS)
+    inputs = make_inputs(num_samples=6, labels={"expression": torch.tensor(LABELS)}, weight=torch.tensor(WEIGHT))
+    weights = np.array(by_class, float)[LABELS.clip(0)] * (LABELS >= 0) * WEIGHT
+
+    def reference(output: Array) -> float:
+        smooth = (1 - smoothing) * np.eye(3)[LABELS.clip(0)] + smoothing / 3
+        return float((-(smooth * log_softmax(output)).sum(1) * weights).sum() / weights.sum())
+
+    check_loss(task, inputs, reference, logits(3).numpy())
+
+
+def test_weights_that_are_balanced_as_scikit_learn_does_are_the_same_loss() -> None:
+    present = LABELS[LABELS >= 0]
+    balanced = cast("NDArray[np.float64]", compute_class_weight("balanced", classes=np.unique(present), y=present))
+    counts = np.bincount(present).tolist()
+    task = build_classification(
+        "expression", ClassificationConfig(class_weights="index"), FIELDS, {"expression": counts}
+    )
+    output = logits(3)
+
+    terms = task.loss(
+        {"clean": output},
+        Prepared(),
+        make_inputs(num_samples=6, labels={"expression": torch.tensor(LABELS)}),
+        SingleRank(),
+    )
+
+    expected = torch.nn.functional.cross_entropy(output, torch.tensor(LABELS), torch.tensor(balanced), ignore_index=-1)
+    assert (terms.sum / terms.count).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
+def test_the_gradient_of_a_regression_is_that_of_its_formula(loss: str) -> None:
+    inputs = make_inputs(
+        num_samples=6, labels={"yaw": torch.tensor(YAW), "age": torch.tensor(AGE)}, weight=torch.tensor(WEIGHT)
+    )
+    targets = np.stack([YAW / 30, (AGE - 40) / 20], axis=1)
+    valid = ~np.isnan(targets) * WEIGHT[:, None]
+
+    def reference(output: Array) -> float:
+        return float((distance(loss, output - np.nan_to_num(targets)) * valid).sum() / valid.sum())
+
+    check_loss(pose(loss), inputs, reference, logits(2).numpy())
 
 
 def test_accuracy_counts_every_labelled_sample_alike() -> None:

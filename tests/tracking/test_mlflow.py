@@ -15,13 +15,11 @@ import pytest
 from mlflow import MlflowClient
 
 from hmtl_dist.errors import UserError
-from hmtl_dist.services import mlflow as service
-from hmtl_dist.services.process import stop
 from hmtl_dist.tracking import delivery
 from hmtl_dist.tracking.config import TrackingConfig, resolve
-from hmtl_dist.tracking.jsonl import JOURNAL, Journal
+from hmtl_dist.tracking.jsonl import JOURNAL, Journal, read_events
 from hmtl_dist.tracking.mlflow import create_run, deliver_rest, finish_run, open_tracker, run_url
-from tests.servers import await_server
+from tests.servers import OwnMLflow
 
 NOBODY = "http://127.0.0.1:9"
 """A port nobody listens at."""
@@ -74,7 +72,7 @@ def write_and_die(folder: Path, config: TrackingConfig) -> None:
 
 
 def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -146,6 +144,26 @@ def test_a_resumed_run_has_one_value_and_one_picture_a_step(
     assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in range(1, 11)]
     assert status_of(config) == "FINISHED"
     assert len([path for path in artifacts_of(config, "images") if path.endswith(".png")]) == 2
+
+
+def test_figures_that_a_lost_machine_had_not_delivered_come_from_the_checkpoint(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
+    config = started(config)
+    lost = open_tracker(config.model_copy(update={"enabled": False}), tmp_path / "lost")  # delivers nothing
+    for step in range(1, 6):
+        lost.metrics({"loss": float(step)}, step)
+    waited = delivery.waiting_figures(lost.path, 4, most=10)  # what a checkpoint of step 4 holds
+    lost.close("FAILED")
+
+    resumed = open_tracker(config, tmp_path / "other", 4, waited)
+    resumed.metrics({"loss": 5.0}, 5)
+    resumed.close("KILLED")
+    assert steps_of(config, "loss") == [1, 2, 3, 4, 5]
+    again = open_tracker(config, tmp_path / "other", 5, waited)  # on the same machine nothing is written twice
+    again.close("FINISHED")
+    told = [event["step"] for event, _ in read_events(again.path) if event["event"] == "metrics"]
+    assert told == [1, 2, 3, 4, 5]
 
 
 def test_what_a_killed_process_left_is_delivered_by_the_next_start(config: TrackingConfig, tmp_path: Path) -> None:
@@ -237,41 +255,15 @@ def test_no_secret_reaches_the_server(config: TrackingConfig, tmp_path: Path, mo
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Generator["OwnServer"]:
-    server = OwnServer(tmp_path / "server")
+def own_server(tmp_path: Path) -> Generator[OwnMLflow]:
+    server = OwnMLflow(tmp_path / "server")
     server.start()
     yield server
     server.stop()
 
 
-class OwnServer:
-    """An MLflow server that a test may take away."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir()
-        self._ports: tuple[int, ...] = ()
-
-    def start(self) -> None:
-        log = self._folder / "mlflow.log"
-
-        def launch() -> service.Server:
-            return service.start(self._folder / "data", log=log, wanted_ports=self._ports)
-
-        self._server = await_server(launch, service.is_ready, log)
-        assert not self._ports or self._server.ports == self._ports
-        self._ports = self._server.ports
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    def stop(self) -> None:
-        stop(self._server.process)
-
-
 def test_a_server_that_goes_away_and_comes_back_gets_everything_once_and_in_order(
-    own_server: OwnServer, tmp_path: Path
+    own_server: OwnMLflow, tmp_path: Path
 ) -> None:
     config = started(TrackingConfig(uri=own_server.url, system_metrics=False))
     tracker = open_tracker(config, tmp_path / "scratch")
@@ -285,6 +277,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once_and_in_orde
     stalled = time.perf_counter() - begin
     own_server.start()
     tracker.metrics({"loss": 300.0}, 300)
+    until(lambda: len(steps_of(config, "loss")) == 300)
     tracker.close("FINISHED")
     history = MlflowClient(config.uri).get_metric_history(run_id_of(config), "loss")
     assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in range(1, 301)]
@@ -303,7 +296,7 @@ def test_a_server_that_stays_away_delays_the_end_by_seconds_and_gets_the_rest_la
     with caplog.at_level(logging.WARNING):
         tracker.close("FINISHED")
     waited = time.perf_counter() - begin
-    left = deliver_rest(config, tmp_path)
+    left = deliver_rest(config, tmp_path).left
     assert "wait there" in caplog.text
     assert waited < 8.0
     assert (left, steps_of(config, "loss"), status_of(config)) == (0, [1], "FINISHED")
@@ -329,7 +322,7 @@ def test_a_journal_of_a_run_without_mlflow_is_delivered_to_the_run_that_is_named
     journal.metrics({"loss": 1.0}, 1)
     journal.close("FINISHED")
     config = started(config)
-    left = deliver_rest(config, tmp_path)
+    left = deliver_rest(config, tmp_path).left
     assert (left, steps_of(config, "loss"), status_of(config)) == (0, [1], "FINISHED")
 
 

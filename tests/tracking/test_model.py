@@ -1,10 +1,12 @@
 """A trained model is stored without a pickle, and answers like the model that was trained."""
 
+import base64
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -17,10 +19,12 @@ from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
+from hmtl_dist.tasks.age import AgeConfig
 from hmtl_dist.tasks.base import CLEAN
+from hmtl_dist.tasks.head_pose import HeadPoseConfig
 from hmtl_dist.tasks.puzzling import PuzzlingConfig
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.tasks.supervised import ClassificationConfig, RegressionConfig
+from hmtl_dist.tasks.supervised import ClassificationConfig, NumberTask, RegressionConfig
 from hmtl_dist.tracking.config import TrackingConfig, resolve
 from hmtl_dist.tracking.mlflow import create_run, open_tracker
 from hmtl_dist.tracking.model_folder import Predictor, write_model
@@ -71,6 +75,26 @@ def test_the_folder_answers_like_the_model(
     table = Predictor(trained[1]).predict(pictures)
     assert list(table) == COLUMNS
     assert np.allclose(np.column_stack(list(table.values())), expected, atol=1e-5)
+
+
+def test_poses_are_answered_in_degrees_and_ages_in_years(tmp_path: Path, pictures: NDArray[np.uint8]) -> None:
+    degrees = Field(kind="number", unit="degrees")
+    fields = {"yaw": degrees, "pitch": degrees, "roll": degrees, "age": Field(kind="number", unit="years")}
+    configs = {"sixd": HeadPoseConfig(), "binned": HeadPoseConfig(method="binned"), "age": AgeConfig()}
+    tasks = [task for task in build_tasks(configs, fields, {}, {}, SIZE) if isinstance(task, NumberTask)]
+    model = HMTLModel(CONFIG, {task.name: task.head_spec() for task in tasks}, dict.fromkeys(configs, (CLEAN,)))
+    with torch.no_grad():
+        for head in model.heads.parameters():
+            head.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    write_model(tmp_path, model.state_dict(), config=CONFIG, augment=AugmentConfig(), image_size=SIZE, tasks=tasks)
+
+    table = Predictor(tmp_path).predict(pictures)
+
+    with torch.inference_mode():
+        outputs = model.eval().predict(torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 255)
+    for task in tasks:
+        said = np.stack([table[f"{task.name}.{label}"] for label in task.labels], 1)
+        assert np.allclose(said, task.predictions(outputs[task.name]).numpy(), atol=1e-3)
 
 
 def test_only_what_inference_needs_is_kept(trained: tuple[HMTLModel, Path]) -> None:
@@ -147,25 +171,59 @@ def loaded(stored: Path) -> Any:
         return load_model(str(stored))
 
 
+def as_png(picture: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_the_mlflow_model_answers_like_the_model(
     loaded: Any, pictures: NDArray[np.uint8], expected: NDArray[np.float64]
 ) -> None:
-    table = loaded.predict(pictures)
+    table = loaded.predict(pd.DataFrame({"picture": list(pictures)}))
     assert list(table.columns) == COLUMNS
     assert np.allclose(table.to_numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["bytes", "base64 text", "one array", "records in JSON", "inputs in JSON"])
+def test_the_mlflow_model_takes_pictures_as_bytes_or_arrays(
+    loaded: Any, pictures: NDArray[np.uint8], expected: NDArray[np.float64], form: str
+) -> None:
+    from mlflow.pyfunc.scoring_server import (  # here, where its warning is expected
+        infer_and_parse_data,  # pyright: ignore[reportUnknownVariableType]
+    )
+
+    files = [as_png(picture) for picture in pictures]
+    texts = [base64.b64encode(file).decode() for file in files]
+    parse = cast(Any, infer_and_parse_data)  # what MLflow's server makes of a request
+    requests = {
+        "records in JSON": {"dataframe_records": [{"picture": text} for text in texts]},
+        "inputs in JSON": {"inputs": {"picture": texts}},
+    }
+    if form in requests:
+        given: Any = parse(requests[form], loaded.metadata.signature.inputs)
+    else:
+        columns: dict[str, Any] = {"bytes": files, "base64 text": texts, "one array": pictures}
+        given = {"picture": columns[form]}
+    assert np.allclose(loaded.predict(given).to_numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("picture", [b"no picture", "no base64!", np.zeros((16, 16, 3), np.uint8), 3, None])
+def test_the_mlflow_model_refuses_what_is_no_picture_in_one_line(loaded: Any, picture: object) -> None:
+    with pytest.raises(Exception, match=r"^picture 1: ") as caught:
+        loaded.predict(pd.DataFrame({"picture": [np.zeros((SIZE, SIZE, 3), np.uint8), picture]}))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_unwrapped_mlflow_model_takes_encoded_pictures(loaded: Any, pictures: NDArray[np.uint8]) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(pictures[0]).save(buffer, "PNG")
-    table = loaded.unwrap_python_model().predict(None, [buffer.getvalue()])
-    assert np.allclose(table.to_numpy(), loaded.predict(pictures[:1]).to_numpy(), atol=1e-6)
+    table = loaded.unwrap_python_model().predict(None, [as_png(pictures[0])])
+    assert np.allclose(table.to_numpy(), loaded.predict({"picture": pictures[:1]}).to_numpy(), atol=1e-6)
 
 
 def test_the_mlflow_model_has_a_signature(loaded: Any) -> None:
     signature = loaded.metadata.signature
     assert [spec.name for spec in signature.outputs.inputs] == COLUMNS
-    assert (signature.inputs.inputs[0].type, signature.inputs.inputs[0].shape) == (np.uint8, (-1, SIZE, SIZE, 3))
+    assert [spec.name for spec in signature.inputs.inputs] == ["picture"]
 
 
 def test_the_input_example_is_answered(stored: Path, loaded: Any) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from hmtl_dist.engine.base import Engine
+from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tracking.base import SilentTracker
 from hmtl_dist.train.base import Progress
+from hmtl_dist.train.guard import Guard
 from hmtl_dist.train.loop import Run, Share, train
 from hmtl_dist.train.schedule import Schedule
 from tests.train.toy import STEPS_PER_EPOCH, build, config, shares
@@ -25,9 +27,12 @@ class Record(SilentTracker):
     recorded: list[tuple[int, list[str]]] = field(default_factory=list[tuple[int, list[str]]])
     shown: list[Progress] = field(default_factory=list[Progress])
     reported: list[tuple[int, str | None]] = field(default_factory=list[tuple[int, str | None]])
+    told: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     evaluated: list[int] = field(default_factory=list[int])
     saved: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
     seeded: list[int] = field(default_factory=list[int])
+    due_at: int | None = None
+    """Ask for a checkpoint while this step is being taken."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.recorded.append((step, sorted(values)))
@@ -37,17 +42,31 @@ class Record(SilentTracker):
 
     def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
         self.reported.append((int(metrics["global_step"]), checkpoint))
+        self.told.append(dict(metrics))
 
     def should_stop(self) -> bool:
         return self.engine.global_step + 1 == self.stop_at
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def should_save(self) -> bool:
+        return False
+
+    def hung(self, said: str) -> None:
+        raise AssertionError(said)
+
+    def due(self) -> bool:
+        return self.engine.global_step + 1 == self.due_at
+
+    def evaluate(self, step: int, known: Mapping[str, float]) -> dict[str, float]:
         self.evaluated.append(step)
         return {"eval/mood/accuracy": step / 100}
 
-    def save(self, step: int, metrics: Mapping[str, float]) -> str:
+    def save(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        before = self.newest()
         self.saved.append((step, dict(metrics)))
-        return f"checkpoints/step-{step}"
+        return before
+
+    def newest(self) -> str | None:
+        return f"checkpoints/step-{self.saved[-1][0]}" if self.saved else None
 
 
 def schedule(**changes: Any) -> Schedule:
@@ -64,14 +83,21 @@ def schedule(**changes: Any) -> Schedule:
 
 
 def make_run(
-    built: tuple[Objective, Engine] | None = None, *, stop_at: int | None = None, micro_batches: int = 1, **plan: Any
+    built: tuple[Objective, Engine] | None = None,
+    *,
+    stop_at: int | None = None,
+    due_at: int | None = None,
+    micro_batches: int = 1,
+    **plan: Any,
 ) -> tuple[Run, Record]:
     objective, engine = built or build(config(engine={"kind": "plain", "accumulation_steps": micro_batches}))
-    record = Record(engine, stop_at)
+    record = Record(engine, stop_at, due_at=due_at)
     run = Run(
         shares=shares(micro_batches),
         objective=objective,
         engine=engine,
+        ranks=SingleRank(),
+        guard=Guard("stop", 1, objective, SingleRank(), lambda ids: [f"sample {sample}" for sample in ids]),
         schedule=schedule(**plan),
         tracker=record,
         listener=record,
@@ -79,6 +105,8 @@ def make_run(
         reseed=record.seeded.append,
         evaluate=record.evaluate,
         save=record.save,
+        saved=record.newest,
+        due=record.due,
         waited=lambda: 0.0,
     )
     return run, record
@@ -93,12 +121,29 @@ def test_reports_evaluates_and_saves_at_the_planned_steps() -> None:
     train(run)
     assert record.reported == [
         (3, None),
-        (4, "checkpoints/step-4"),
-        (6, "checkpoints/step-4"),
-        (8, "checkpoints/step-8"),
+        (4, None),
+        (6, None),
+        (8, "checkpoints/step-4"),
     ]
     assert (record.evaluated, steps(record.saved)) == ([8], [4, 8])
     assert record.saved[-1] == (8, {"eval/mood/accuracy": 0.08})
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_next_batch_is_fetched_before_the_step_but_not_beyond_a_window_or_a_stop(micro_batches: int) -> None:
+    run, record = make_run(micro_batches=micro_batches, stop_at=6, report_every_steps=4)
+    ahead: list[tuple[int, int]] = []
+    engine = run.engine
+    train(replace(run, ahead=lambda: ahead.append((engine.global_step + 1, engine.micro_step))))
+    assert ahead == [(step, micro_batches * step) for step in (1, 2, 3, 5)]
+    assert steps(record.reported) == [4, 6]
+
+
+def test_a_checkpoint_that_is_due_is_saved_at_that_step() -> None:
+    run, record = make_run(due_at=2)
+    train(run)
+    assert steps(record.saved) == [2, 4, 8]
+    assert steps(record.reported) == [2, 3, 4, 6, 8]
 
 
 def test_outcome_is_that_of_the_last_step() -> None:
@@ -123,8 +168,20 @@ def test_windows_and_evaluations_are_recorded_at_their_steps() -> None:
         "train/mood/accuracy",
         "train/puzzling/accuracy",
         "train/samples_per_second",
+        "train/step_seconds",
         "train/wait_share",
     ]
+
+
+def test_listener_is_told_what_is_recorded_of_a_window() -> None:
+    def more_figures(step: int) -> dict[str, float]:
+        return {"data/retries": 2.0}
+
+    run, record = make_run()
+    train(replace(run, more_figures=more_figures))
+    assert record.told[0]["data/retries"] == 2.0
+    assert {*record.told[0]} == {*record.recorded[0][1], "global_step"}
+    assert record.told[-1]["eval/mood/accuracy"] == 0.08
 
 
 def test_progress_tells_how_far_the_run_is() -> None:
@@ -141,6 +198,20 @@ def test_progress_tells_how_far_the_run_is() -> None:
     assert record.shown[-1].eta_seconds == 0.0
 
 
+def test_a_run_that_goes_on_first_shows_the_evaluation_that_its_checkpoint_was_saved_at() -> None:
+    run, record = make_run()
+    train(replace(run, metrics={"eval/mood/accuracy": 0.5}, evaluated_at=run.engine.global_step))
+    assert (record.shown[0].phase, record.shown[0].global_step) == ("resume", 0)
+    assert record.shown[0].metrics == {"eval/mood/accuracy": 0.5}
+    assert [line.phase for line in record.shown].count("resume") == 1
+
+
+def test_an_evaluation_of_another_step_is_not_shown_again() -> None:
+    run, record = make_run()
+    train(replace(run, metrics={"eval/mood/accuracy": 0.5}, evaluated_at=run.engine.global_step + 1))
+    assert "resume" not in [line.phase for line in record.shown]
+
+
 def test_other_ranks_report_as_often_but_show_nothing() -> None:
     run, record = make_run()
     train(replace(run, shows=False))
@@ -151,7 +222,7 @@ def test_a_stop_ends_the_run_at_that_step_with_a_checkpoint() -> None:
     run, record = make_run(stop_at=5)
     outcome = train(run)
     assert (outcome.status, outcome.global_step, outcome.checkpoint) == ("STOPPED", 5, "checkpoints/step-5")
-    assert record.reported[-1] == (5, "checkpoints/step-5")
+    assert record.reported[-1] == (5, "checkpoints/step-4")
     assert steps(record.recorded) == [3, 4, 5]
     assert record.evaluated == []
 
@@ -186,7 +257,8 @@ def test_a_run_that_was_stopped_goes_on_at_the_next_step() -> None:
 def test_a_run_that_is_over_says_what_its_checkpoint_says() -> None:
     run, record = make_run()
     nothing: list[Share] = []
-    over = replace(run, shares=nothing, schedule=schedule(total_steps=0), metrics={"eval/x": 1.0}, checkpoint="there")
+    ended = schedule(total_steps=0)
+    over = replace(run, shares=nothing, schedule=ended, metrics={"eval/x": 1.0}, saved=lambda: "there")
     outcome = train(over)
     assert (outcome.status, outcome.metrics, outcome.checkpoint) == ("FINISHED", {"eval/x": 1.0}, "there")
     assert record.reported == []

@@ -12,8 +12,11 @@ from sklearn.metrics import (  # pyright: ignore[reportMissingTypeStubs]  # it h
 )
 
 from hmtl_dist.data.schema import Field
+from hmtl_dist.tasks.base import SingleRank
+from hmtl_dist.tasks.head_pose import HeadPose, HeadPoseConfig
 from hmtl_dist.tasks.supervised import Classification, ClassificationConfig, Regression, RegressionConfig
-from hmtl_dist.train.metrics import ClassificationMetrics, RegressionMetrics, build_metrics
+from hmtl_dist.tasks.valence_arousal import ValenceArousal, ValenceArousalConfig
+from hmtl_dist.train.metrics import ClassificationMetrics, NumberMetrics, build_metrics
 
 CLASSES = ("neutral", "happy", "sad", "angry")
 CPU = torch.device("cpu")
@@ -30,10 +33,10 @@ def count(
     metrics.update(logits, {"mood": torch.tensor(true)}, torch.tensor(weight or [1.0] * len(true)))
 
 
-def regression() -> RegressionMetrics:
+def regression() -> NumberMetrics:
     fields = {"yaw": Field(kind="number", unit="degrees"), "pitch": Field(kind="number", unit="degrees")}
     task = Regression("pose", RegressionConfig(labels=("yaw", "pitch"), scale={"yaw": 10.0, "pitch": 10.0}), fields)
-    return RegressionMetrics(task, CPU)
+    return NumberMetrics(task, CPU, SingleRank())
 
 
 def test_figures_are_those_of_scikit_learn() -> None:
@@ -42,7 +45,9 @@ def test_figures_are_those_of_scikit_learn() -> None:
     metrics = classification()
     count(metrics, predicted[:150], true[:150])
     count(metrics, predicted[150:], true[150:])
-    assert metrics.figures() == pytest.approx(
+    figures = metrics.figures()
+    del figures["ece"]
+    assert figures == pytest.approx(
         {
             "accuracy": accuracy_score(true, predicted),
             "balanced_accuracy": balanced_accuracy_score(true, predicted),
@@ -62,8 +67,9 @@ def test_classes_that_do_not_occur_take_no_part() -> None:
 
 def test_perfect_predictions_are_1() -> None:
     metrics = classification()
-    count(metrics, [0, 1, 1, 3], [0, 1, 1, 3])
-    assert metrics.figures() == {"accuracy": 1.0, "balanced_accuracy": 1.0, "macro_f1": 1.0}
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 3]), 4) * 100.0
+    metrics.update(logits, {"mood": torch.tensor([0, 1, 1, 3])}, torch.ones(4))
+    assert metrics.figures() == {"accuracy": 1.0, "balanced_accuracy": 1.0, "macro_f1": 1.0, "ece": 0.0}
 
 
 def test_one_answer_to_everything_has_the_balanced_accuracy_of_chance() -> None:
@@ -98,7 +104,8 @@ def test_errors_of_a_regression_are_in_the_unit_of_the_label() -> None:
     metrics = regression()
     labels = {"yaw": torch.tensor([10.0, -20.0]), "pitch": torch.tensor([0.0, 5.0])}
     metrics.update(torch.tensor([[1.3, 0.0], [-2.0, 0.0]]), labels, torch.ones(2))
-    assert metrics.figures() == pytest.approx({"mae_yaw": 1.5, "mae_pitch": 2.5})
+    figures = metrics.figures()
+    assert (figures["mae_yaw"], figures["mae_pitch"]) == (1.5, 2.5)
 
 
 def test_missing_numbers_and_masked_samples_have_no_error() -> None:
@@ -119,10 +126,79 @@ def test_batches_weigh_by_their_labelled_samples() -> None:
     assert metrics.figures()["mae_yaw"] == 5.0
 
 
+def test_calibration_error_is_the_gap_of_confidence_and_accuracy_in_15_bins() -> None:
+    generator = np.random.default_rng(1)
+    logits, true = generator.normal(0, 2, (300, 4)), generator.integers(0, 4, 300)
+    metrics = classification()
+    for rows in (slice(0, 100), slice(100, 300)):
+        batch = torch.tensor(logits[rows], dtype=torch.float32)
+        metrics.update(batch, {"mood": torch.tensor(true[rows])}, torch.ones(len(batch)))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == true
+    bins = (confidence * 15).astype(int)
+    gaps = [abs(right[bins == k].mean() - confidence[bins == k].mean()) * (bins == k).mean() for k in set(bins)]
+    assert metrics.figures()["ece"] == pytest.approx(sum(gaps), rel=1e-5)
+
+
+def test_constant_predictions_have_the_calibration_error_of_their_confidence() -> None:
+    metrics = classification()
+    count(metrics, [0] * 8, [0, 0, 0, 0, 0, 1, 2, 3])
+    confidence = np.e / (np.e + 3)
+    assert metrics.figures()["ece"] == pytest.approx(abs(5 / 8 - confidence), rel=1e-5)
+
+
+def valence_arousal() -> NumberMetrics:
+    fields = {name: Field(kind="number") for name in ("valence", "arousal")}
+    return NumberMetrics(ValenceArousal("va", ValenceArousalConfig(), fields), CPU, SingleRank())
+
+
+def test_concordance_is_lins_coefficient_of_all_batches_together() -> None:
+    generator = np.random.default_rng(2)
+    predicted, true = generator.normal(0.2, 0.3, (2, 60, 2))
+    true[::7] = np.nan
+    metrics = valence_arousal()
+    for rows in (slice(0, 13), slice(13, 60)):
+        labels = {name: torch.tensor(true[rows, i]) for i, name in enumerate(("valence", "arousal"))}
+        metrics.update(torch.tensor(predicted[rows]), labels, torch.ones(len(true[rows])))
+    figures = metrics.figures()
+    there = ~np.isnan(true[:, 0])
+    expected: list[float] = []
+    for column in range(2):
+        p, t = predicted[there, column], true[there, column]
+        covariance = float(((p - p.mean()) * (t - t.mean())).mean())
+        apart = float(p.mean() - t.mean()) ** 2
+        expected.append(2 * covariance / (float(p.var()) + float(t.var()) + apart))
+    assert [figures["ccc_valence"], figures["ccc_arousal"]] == pytest.approx(expected, rel=1e-6)
+    assert figures["ccc"] == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(("predicted", "expected"), [([0.1, 0.5, -0.3], 1.0), ([0.2, 0.2, 0.2], 0.0)])
+def test_perfect_predictions_have_concordance_1_and_constant_ones_0(predicted: list[float], expected: float) -> None:
+    metrics = valence_arousal()
+    true = torch.tensor([0.1, 0.5, -0.3])
+    metrics.update(torch.tensor(predicted)[:, None].expand(3, 2), {"valence": true, "arousal": true}, torch.ones(3))
+    assert metrics.figures()["ccc"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_errors_of_a_pose_leave_out_extreme_heads_and_go_the_short_way_round() -> None:
+    metrics = NumberMetrics(HeadPose("pose", HeadPoseConfig()), CPU, SingleRank())
+    nothing = torch.zeros(4, 6)  # says frontal
+    labels = {
+        "yaw": torch.tensor([10.0, -20.0, 5.0, 99.5]),
+        "pitch": torch.tensor([0.0, 8.0, float("nan"), 0.0]),
+        "roll": torch.tensor([3.0, 6.0, 0.0, 0.0]),
+    }
+    metrics.update(nothing, labels, torch.ones(4))
+    expected = {"mae_yaw": 15.0, "mae_pitch": 4.0, "mae_roll": 4.5, "mae": 23.5 / 3}
+    assert metrics.figures() == pytest.approx(expected, rel=1e-6)
+    task = HeadPose("pose", HeadPoseConfig())
+    assert task.errors(torch.tensor([[175.0]]), torch.tensor([[-95.0]])).item() == -90.0
+
+
 def test_every_supervised_task_has_figures() -> None:
     fields = {"age": Field(kind="number", unit="years")}
     tasks = [
         Classification("mood", ClassificationConfig(), CLASSES, ()),
         Regression("age", RegressionConfig(), fields),
     ]
-    assert list(build_metrics(tasks, CPU)) == ["mood", "age"]
+    assert list(build_metrics(tasks, CPU, SingleRank())) == ["mood", "age"]

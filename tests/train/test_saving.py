@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ from torch import Tensor
 
 from hmtl_dist.data.schema import Field, IndexHeader
 from hmtl_dist.engine.base import Engine
+from hmtl_dist.engine.checkpoint import newest_manifest
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
+from hmtl_dist.tracking.jsonl import Journal
 from hmtl_dist.train.base import Place
-from hmtl_dist.train.saving import Saver, check_fields
+from hmtl_dist.train.saving import Saver, check_changes, check_fields, checkpoints_folder
 from tests.train.toy import batch, build, config
 
 DATA = "digest of the data"
@@ -45,7 +48,14 @@ def save(tree: RunConfig, folder: Path, *steps: int) -> dict[str, Tensor]:
     engine.step()
     for step in steps or (1,):
         own.save(step, {"eval/mood/accuracy": 0.5})
+    own.saved()
     return engine.state().model
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    found = newest_manifest(checkpoints_folder(str(folder)))
+    assert found is not None
+    return found
 
 
 def test_a_new_run_has_nothing_to_go_on_from(tmp_path: Path) -> None:
@@ -85,9 +95,8 @@ def test_a_changed_setting_is_refused_by_name(
     tmp_path: Path, key: str, sections: dict[str, Any], then: str, now: str
 ) -> None:
     save(config(), tmp_path)
-    changed, _ = saver(config(**sections), tmp_path)
     with pytest.raises(UserError, match=rf"^run 'toy' was begun with {key}={then}, now it is {now}; .* name=toy-2$"):
-        changed.restore()
+        check_changes(manifest(tmp_path), config(**sections))
 
 
 def test_a_setting_that_is_new_is_refused_as_unset_before(tmp_path: Path) -> None:
@@ -97,9 +106,16 @@ def test_a_setting_that_is_new_is_refused_as_unset_before(tmp_path: Path) -> Non
         "puzzling": {"type": "puzzling"},
         "again": {"type": "classification", "label": "mood"},
     }
-    more, _ = saver(config(tasks=tasks), tmp_path)
     with pytest.raises(UserError, match=r"begun with tasks\.again\.[a-z_]+=unset, now it is .* \(and \d+ more\)"):
-        more.restore()
+        check_changes(manifest(tmp_path), config(tasks=tasks))
+
+
+def test_another_order_of_the_tasks_is_refused(tmp_path: Path) -> None:
+    tasks = {"puzzling": {"type": "puzzling"}, "mood": {"type": "classification"}}
+    save(config(tasks=tasks), tmp_path)
+    check_changes(manifest(tmp_path), config(tasks=tasks))
+    with pytest.raises(UserError, match="order of tasks=puzzling, mood, now it is mood, puzzling"):
+        check_changes(manifest(tmp_path), config(tasks=dict(sorted(tasks.items()))))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +124,7 @@ def test_a_setting_that_is_new_is_refused_as_unset_before(tmp_path: Path) -> Non
         {"train": {"report_every_steps": 1, "keep_checkpoints": 5}},
         {"data": {"url": "elsewhere", "batch_size": 8, "num_workers": 3, "buffer_bytes": 1 << 30}},
         {"launch": {"kind": "ray", "num_workers": 2}},
+        {"launch": {"kind": "ray", "num_workers": "auto"}},
         {"tracking": {"experiment": "other"}},
         {"name": "renamed"},
     ],
@@ -115,7 +132,27 @@ def test_a_setting_that_is_new_is_refused_as_unset_before(tmp_path: Path) -> Non
 )
 def test_settings_that_move_no_weight_may_change(tmp_path: Path, sections: dict[str, Any]) -> None:
     save(config(), tmp_path)
+    check_changes(manifest(tmp_path), config(**sections))
     assert saver(config(**sections), tmp_path)[0].restore() is not None
+
+
+def test_figures_that_wait_for_mlflow_are_in_the_checkpoint(tmp_path: Path) -> None:
+    away = config(tracking={"enabled": True, "uri": "http://127.0.0.1:9", "system_metrics": False})
+    own, _ = saver(away, tmp_path)
+    journal = Journal(tmp_path / "scratch")
+    for step, loss in ((1, 1.0), (2, math.inf), (3, 3.0)):
+        journal.metrics({"train/loss/total": loss}, step)
+    own.save(2, {"eval/mood/accuracy": math.nan}, evaluated_at=2)
+    own.saved()
+    journal.close("FAILED")
+    restored = saver(away, tmp_path)[0].restore()
+    assert restored is not None
+    assert [(event["step"], event["values"]) for event in restored.undelivered] == [
+        (1, {"train/loss/total": 1.0}),
+        (2, {"train/loss/total": math.inf}),
+    ]
+    assert math.isnan(restored.metrics["eval/mood/accuracy"])
+    assert restored.evaluated_at == 2
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
@@ -128,6 +165,55 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     save(config(train={"keep_checkpoints": 2}), tmp_path, 1, 2, 3)
     kept = sorted(path.parent.name for path in (tmp_path / "checkpoints").glob("*/manifest.json"))
     assert kept == ["step-00000002", "step-00000003"]
+
+
+def test_saving_returns_at_once_and_what_is_saved_is_the_state_of_that_moment(tmp_path: Path) -> None:
+    own, engine = saver(config(), tmp_path)
+    before = engine.state().model
+    assert own.save(1, {}) is None
+    with torch.no_grad():
+        for parameter in engine.module.parameters():
+            parameter.zero_()
+    assert own.saved() == f"{tmp_path}/checkpoints/step-00000001"
+    other, restored = saver(config(seed=0), tmp_path)
+    assert other.restore() is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in restored.state().model.items())
+
+
+def test_a_failing_upload_is_an_error_at_the_next_save_or_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    for call in ("save", "saved"):
+        own, _ = saver(config(), tmp_path)
+        own.save(1, {})
+        with pytest.raises(UserError, match="checkpoints"):
+            own.save(2, {}) if call == "save" else own.saved()
+
+
+def test_time_of_a_checkpoint_is_told_once(tmp_path: Path) -> None:
+    own, _ = saver(config(), tmp_path)
+    assert own.figures() == {}
+    own.save(1, {})
+    own.saved()
+    figures = own.figures()
+    assert 0 < figures["checkpoint/seconds"] < 60
+    assert own.figures() == {}
+
+
+def test_the_clock_asks_for_a_checkpoint(tmp_path: Path) -> None:
+    assert saver(config(train={"checkpoint_every_minutes": 1e-9}), tmp_path)[0].due()
+    assert not saver(config(train={"checkpoint_every_minutes": 60}), tmp_path)[0].due()
+    assert not saver(config(train={"checkpoint_every_minutes": None}), tmp_path)[0].due()
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    left = [tmp_path / "scratch" / "hmtl-checkpoint-abc", tmp_path / "checkpoints" / "step-00000001"]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / ".temporary").touch()
+    saver(config(), tmp_path)[0].restore()
+    save(config(train={"keep_checkpoints": 1}), tmp_path, 1, 2)
+    assert not left[0].exists()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_labels_with_other_classes_are_refused() -> None:

@@ -66,8 +66,8 @@ def started(tasks: Objective, time: Time) -> Window:
 def test_means_weigh_every_labelled_sample_alike(time: Time) -> None:
     tasks = objective()
     window = started(tasks, time)
-    window.add(losses(tasks, [0, 0, 0], [3.0, 6.0, NAN]))
-    window.add(losses(tasks, [1, -1, -1], [NAN, NAN, 0.0]))
+    window.add([losses(tasks, [0, 0, 0], [3.0, 6.0, NAN])])
+    window.add([losses(tasks, [1, -1, -1], [NAN, NAN, 0.0])])
     figures = window.read()
     assert figures.losses["size"] == pytest.approx((3 + 6 + 0) / 3)
     assert figures.metrics == {"mood/accuracy": 3 / 4, "size/mae_size": 3.0}
@@ -77,15 +77,14 @@ def test_the_total_is_the_mean_over_micro_batches(time: Time) -> None:
     tasks = objective()
     window = started(tasks, time)
     steps = [losses(tasks, [0, 1], [3.0, 5.0]), losses(tasks, [1, 1], [1.0, 2.0])]
-    for step in steps:
-        window.add(step)
+    window.add(steps)
     assert window.read().losses["total"] == pytest.approx(sum(float(step.total) for step in steps) / 2)
 
 
 def test_a_task_without_any_label_is_left_out(time: Time) -> None:
     tasks = objective()
     window = started(tasks, time)
-    window.add(losses(tasks, [0, 1], [NAN, NAN]))
+    window.add([losses(tasks, [0, 1], [NAN, NAN])])
     figures = window.read()
     assert set(figures.losses) == {"mood", "total"}
     assert set(figures.metrics) == {"mood/accuracy"}
@@ -94,20 +93,20 @@ def test_a_task_without_any_label_is_left_out(time: Time) -> None:
 def test_a_window_begins_empty(time: Time) -> None:
     tasks = objective()
     window = started(tasks, time)
-    window.add(losses(tasks, [0], [50.0]))
+    window.add([losses(tasks, [0], [50.0])])
     window.count(1)
     window.read()
     time.passes(2)
-    window.add(losses(tasks, [1], [10.0]))
+    window.add([losses(tasks, [1], [10.0])])
     window.count(4)
     figures = window.read()
     assert (figures.losses["size"], figures.metrics["mood/accuracy"]) == (10.0, 0.0)
     assert figures.samples_per_second == 2.0
 
 
-def test_a_window_without_a_step_has_no_means() -> None:
-    with pytest.raises(RuntimeError, match="before any step"):
-        Window(objective(), lambda: 0.0).read()
+def test_a_window_whose_steps_were_all_skipped_has_no_means() -> None:
+    figures = Window(objective(), lambda: 0.0).read()
+    assert (figures.losses, figures.metrics) == ({}, {})
 
 
 def test_wait_share_is_of_the_window_and_of_the_run(time: Time) -> None:
@@ -116,11 +115,19 @@ def test_wait_share_is_of_the_window_and_of_the_run(time: Time) -> None:
     shares: list[float] = []
     for waiting in (3.0, 1.0):
         time.passes(4, waiting=waiting)
-        window.add(losses(tasks, [0], [0.0]))
+        window.add([losses(tasks, [0], [0.0])])
         window.count(8)
         shares.append(window.read().wait_share)
     assert shares == [0.75, 0.25]
     assert (window.run.wait_share, window.run.samples_per_second) == (0.5, 2.0)
+
+
+def test_time_of_a_step_is_the_mean_of_the_window(time: Time) -> None:
+    window = started(objective(), time)
+    for seconds in (1.0, 3.0):
+        time.passes(seconds)
+        window.count(8)
+    assert window.read().step_seconds == 2.0
 
 
 def test_time_of_evaluating_and_saving_is_no_training_time(time: Time) -> None:
@@ -128,7 +135,7 @@ def test_time_of_evaluating_and_saving_is_no_training_time(time: Time) -> None:
     window = started(tasks, time)
     for _ in range(2):
         time.passes(4, waiting=1)
-        window.add(losses(tasks, [0], [0.0]))
+        window.add([losses(tasks, [0], [0.0])])
         window.count(8)
         figures = window.read()
         time.passes(60, waiting=30)  # an evaluation

@@ -59,4 +59,4 @@ def batch(num_samples: int = 8) -> Inputs:
 def shares(micro_batches: int = 1) -> Iterator[Share]:
     """The same global batch of eight samples for ever."""
     while True:
-        yield Share(8, [batch(8 // micro_batches) for _ in range(micro_batches)])
+        yield Share(8, [batch(8 // micro_batches) for _ in range(micro_batches)], torch.arange(8))

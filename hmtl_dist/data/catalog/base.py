@@ -12,6 +12,21 @@ class RejectedError(Exception):
 
 
 @dataclass(frozen=True)
+class Box:
+    """A face in a picture, in pixels from its upper left corner; it may reach over the picture's edges."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def grown(self, margin: float) -> "Box":
+        """The box with `margin` times its longer side added on every side."""
+        pixels = margin * max(self.width, self.height)
+        return Box(self.left - pixels, self.top - pixels, self.width + 2 * pixels, self.height + 2 * pixels)
+
+
+@dataclass(frozen=True)
 class SampleRef:
     """A sample that is known, but not yet loaded."""
 
@@ -21,6 +36,10 @@ class SampleRef:
     """Its labels; those it has none of may be left out."""
     group: str | None = None
     """Who or what it belongs to: all samples of a group fall to one split. None: to none."""
+    split: str | None = None
+    """Which of the adapter's published splits it is in; None when there are none."""
+    box: Box | None = None
+    """The part of the picture to keep, as a square around it; None keeps the whole picture."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,11 @@ class Adapter(Protocol):
     def group(self) -> str | None:
         """What a group is (for example `subject`); None when the samples have no groups."""
         ...
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the authors of the set have published, training first; () when there are none."""
+        return ()
 
     def refs(self) -> Iterator[SampleRef | Rejected]:
         """Every sample once, in an order that is always the same; cheap, without loading pictures."""

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing_extensions import override
 
 from hmtl_dist.data.catalog.base import Adapter, Rejected, RejectedError, SampleRef
+from hmtl_dist.data.catalog.registry import DataSet
 from hmtl_dist.data.labels import MAX_CLASSES, LabelSpec, is_missing, read_value
 from hmtl_dist.data.schema import Field
 from hmtl_dist.data.storage import Storage, open_storage
@@ -56,12 +57,20 @@ class FolderAdapter(Adapter):
 
     @override
     def refs(self) -> Iterator[SampleRef | Rejected]:
+        seen: set[str] = set()
         for line, row in self._rows():
             name = (row.get(self._file_column) or "").strip()
             try:
-                yield self._ref(name, row)
+                _refuse_ragged(row)
+                ref = self._ref(name, row)
             except ValueError as error:
                 yield Rejected(name or f"line {line}", str(error))
+                continue
+            if ref.name in seen:  # it could fall to both sides of a split
+                yield Rejected(ref.name, f"line {line} lists the file again")
+                continue
+            seen.add(ref.name)
+            yield ref
 
     @override
     def load(self, ref: SampleRef) -> bytes:
@@ -87,7 +96,7 @@ class FolderAdapter(Adapter):
         try:
             # utf-8-sig: spreadsheets put a byte order mark in front.
             with self._labels.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
+                reader = csv.DictReader(file, strict=True)  # else a stray quote swallows the rows behind it
                 for row in reader:
                     yield reader.line_num, row
         except OSError as error:
@@ -95,14 +104,23 @@ class FolderAdapter(Adapter):
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{self._labels} is no CSV file in UTF-8: {error}") from error
 
+    def _header(self) -> list[str]:
+        with self._labels.open(newline="", encoding="utf-8-sig") as file:
+            return next(csv.reader(file, strict=True), list[str]())
+
     def _check_columns(self, wanted: Sequence[str]) -> None:
         _, first = next(self._rows(), (0, None))
         if first is None:
             raise UserError(f"{self._labels} has no rows: give a CSV file with a header line and a row a picture")
+        twice = [name for name in wanted if self._header().count(name) > 1]
+        if twice:
+            raise UserError(f"{self._labels} has two columns {twice[0]!r}: name each column once")
         for column in wanted:
             if column not in first:
                 known = ", ".join(name for name in first if name)
-                raise UserError(f"{self._labels} has no column {column!r}: its columns are {known}")
+                separator = next((one for one in ";\t|" if one in known and "," not in known), None)
+                hint = f"; separate them by commas, not by {separator!r}" if separator else ""
+                raise UserError(f"{self._labels} has no column {column!r}: its columns are {known}{hint}")
 
     def _find_fields(self, specs: Sequence[LabelSpec]) -> dict[str, Field]:
         found: dict[str, set[str]] = {
@@ -129,7 +147,24 @@ class FolderAdapter(Adapter):
         return fields
 
 
+def _refuse_ragged(row: Mapping[str, str | None]) -> None:
+    """Raise `ValueError` for a row that is cut short or too long: its values may be those of other columns."""
+    if None in row or None in row.values():
+        raise ValueError("the row has more or fewer cells than the header line")
+
+
 @lru_cache(maxsize=4)
 def _storage(url: str) -> Storage:
     """One client a process and folder: making one for every picture would cost more than reading it."""
     return open_storage(url)
+
+
+DATASET = DataSet(
+    name="folder",
+    title="a folder with a CSV file",
+    labels=("columns of the file",),
+    licence="yours",
+    url="",
+    splits="train=0.8,val=0.2",
+    group="a column of the file",
+)

@@ -1,0 +1,153 @@
+"""The live view of a sweep: a table of its trials on a terminal, plain lines elsewhere."""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from rich.table import Table
+
+from hmtl_dist.console import Console, duration
+from hmtl_dist.train.base import Progress
+from hmtl_dist.tune.analysis import best_so_far, ranked, short_names, shown
+from hmtl_dist.tune.book import Book
+from hmtl_dist.tune.ledger import Record
+from hmtl_dist.tune.space import Space
+from hmtl_dist.tune.sweep import Onlooker
+
+SHOWN = 14
+"""Rows of the live table: all running trials, then the best of the others."""
+PLAIN_SECONDS = 30.0
+"""Seconds between two lines on how the sweep stands, where there is no terminal."""
+REFRESH_SECONDS = 0.5
+
+
+class SweepView(Onlooker):
+    """Shows a sweep while it runs."""
+
+    def __init__(self, console: Console, space: Space) -> None:
+        self._console = console
+        self._space = space
+        self._stack = ExitStack()
+        self._live: Any = None
+        self._book: Book | None = None
+        self._lines: dict[int, Progress] = {}
+        self._last = 0.0
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+
+    def begin(self, title: str, book: Book, concurrency: int, seconds: float, hours: float | None) -> None:
+        """Open the table."""
+        known = book.in_order()
+        done = sum(record.ended for record in known)
+        again = f", {done} done before" if done else ""
+        self._console.say(f"{title}: {_total(book)} trials, {concurrency} at a time{again}")
+        self._title, self._book, self._hours = title, book, hours
+        self._began = time.monotonic()
+        self._images_before = sum(record.images for record in known)
+        if self._console.is_terminal:
+            self._live = self._stack.enter_context(self._console.live())
+
+    def progress(self, number: int, progress: Progress) -> None:
+        """Keep the last line of each trial."""
+        if progress.phase != "resume":  # in which nothing has been measured
+            self._lines[number] = progress
+
+    def ended(self, record: Record) -> None:
+        """Print how a trial ended, where there is no table."""
+        with self._lock:
+            if self._live is None and self._book is not None:
+                self._console.say(f"{_count(self._book)} trial {record.number} {self._word(record)}")
+
+    def tick(self) -> None:
+        """Draw the table anew, or print a line, if it is time."""
+        now = time.monotonic()
+        book = self._book
+        if book is None or now - self._last < (REFRESH_SECONDS if self._live is not None else PLAIN_SECONDS):
+            return
+        first = self._last == 0.0
+        self._last = now
+        records = book.in_order()
+        if self._live is not None:
+            self._live.update(self._table(records), refresh=True)
+        elif not first:
+            with self._lock:
+                self._console.say(self._line(records))
+
+    def end(self) -> None:
+        """Close the table."""
+        if self._live is not None and self._book is not None:
+            self._live.update(self._table(self._book.in_order()), refresh=True)
+        self._live = None
+        self._stack.close()
+        self._lines.clear()
+
+    # --- what is shown -------------------------------------------------------------------------------------------
+
+    def _table(self, records: Sequence[Record]) -> Table:
+        names = short_names(self._space.varied)
+        figures = [metric.removeprefix("eval/") for metric, _ in self._space.metrics]
+        table = Table("trial", "status", "step", *figures, "img/s", "ETA", *names.values(), caption=self._line(records))
+        running = [record for record in records if self._runs(record)]
+        others = [record for record in ranked(self._space, records) if not self._runs(record)]
+        for record in [*running, *others[: max(3, SHOWN - len(running))]]:
+            table.add_row(*self._row(record))
+        if len(others) + len(running) > table.row_count:
+            table.add_row(f"… {len(others) + len(running) - table.row_count} more")
+        return table
+
+    def _runs(self, record: Record) -> bool:
+        return self._book is not None and record.number in self._book.begun
+
+    def _row(self, record: Record) -> list[str]:
+        line = self._lines.get(record.number) if self._runs(record) else None
+        status = record.status.lower() if line or record.ended else "waiting"
+        step = line.global_step if line else record.step
+        rate = line.samples_per_second if line else record.samples_per_second
+        eta = duration(line.eta_seconds) if line and line.eta_seconds is not None else ""
+        figures = [f"{record.figures[name]:.4f}" if name in record.figures else "" for name, _ in self._space.metrics]
+        total = line.total_steps if line else record.total_steps
+        params = [shown(record.params[path]) if path in record.params else "" for path in self._space.varied]
+        return [str(record.number), status, f"{step}/{total}" if total else "", *figures, f"{rate:.1f}", eta, *params]
+
+    def _line(self, records: Sequence[Record]) -> str:
+        """Say how the sweep stands: trials, best, speed, time left."""
+        if self._book is None:
+            return ""
+        seconds = time.monotonic() - self._began
+        running = [self._lines[number] for number in self._book.begun if number in self._lines]
+        parts = [f"{self._title} {_count(self._book)}", f"{len(self._book.begun)} running"]
+        best = best_so_far(self._space, records)
+        if best is not None:
+            parts.append(f"best {self._space.metric.removeprefix('eval/')} {best:.4f}")
+        parts.append(f"{sum(line.samples_per_second for line in running):.1f} img/s")
+        done = sum(record.ended for record in records)
+        if done and not self._space.exchanges:
+            new = max(1, done - sum(record.ended for record in records if record.number not in self._lines))
+            left = seconds / new * (_total(self._book) - done)
+            parts.append(f"ETA {duration(left)}")
+        if self._hours is not None:
+            parts.append(f"budget left {duration(self._hours * 3600 - seconds)}")
+        return "  ".join(parts)
+
+    def _word(self, record: Record) -> str:
+        if record.status == "FAILED":
+            return f"failed: {record.error}"
+        names = short_names(self._space.varied)
+        params = " ".join(f"{names[path]}={shown(record.params[path])}" for path in names if path in record.params)
+        figures = " ".join(
+            f"{name.removeprefix('eval/')} {record.figures[name]:.4f}"
+            for name, _ in self._space.metrics
+            if name in record.figures
+        )
+        how = {"FINISHED": "finished", "PRUNED": "stopped early", "STOPPED": "stopped, goes on next time"}
+        return f"{how.get(record.status, record.status.lower())} at step {record.step}: {figures}  {params}".rstrip()
+
+
+def _total(book: Book) -> int:
+    return max(book.space.num_trials, len(book.ledger.records)) if book.space.budget.trials else book.space.num_trials
+
+
+def _count(book: Book) -> str:
+    return f"[{sum(record.ended for record in book.in_order())}/{_total(book)}]"

@@ -1,0 +1,87 @@
+"""Valence and arousal, or any other numbers, by their concordance over the global batch.
+
+Shape legend: B samples, R labels, M = 6 moments.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hmtl_dist.data.schema import Field as LabelField
+from hmtl_dist.tasks.base import Inputs, LossTerms, Prepared, Ranks
+from hmtl_dist.tasks.supervised import StandardisedConfig, StandardisedTask, label_field
+
+EPSILON = 1e-12
+
+
+class ValenceArousalConfig(StandardisedConfig):
+    """Predict number labels by their concordance with the truth."""
+
+    type: Literal["valence_arousal"] = "valence_arousal"
+    """Kind of task."""
+    labels: Annotated[tuple[str, ...], Field(min_length=1)] = ("valence", "arousal")
+    """Number labels of the shards to predict."""
+
+
+class ValenceArousal(StandardisedTask):
+    """One less the concordance correlation coefficient, the mean over labels.
+
+    Source: Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 45 (1989), eq. 1:
+    CCC = 2 cov(p, t) / (var p + var t + (mean p - mean t)^2). As the loss of valence and arousal: Kollias et al.,
+    "Deep affect prediction in-the-wild", IJCV 2019.
+
+    The coefficient is of the whole global batch, not the mean of the ranks' own: ranks exchange six moments a label.
+    Under accumulation it is of each micro-batch. A label that fewer than two samples of it carry has no loss there.
+    Pictures that are read in several views count once a view.
+    """
+
+    one_unit = True
+
+    def __init__(self, name: str, config: ValenceArousalConfig, fields: Mapping[str, LabelField]) -> None:
+        super().__init__(name, config, config.labels, fields)
+
+    def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
+        """1 - CCC of the global batch, equal on every rank; metrics `mae_LABEL` as in regression; collective."""
+        del prepared
+        targets_BR, standard_BR, valid_BR = self.standardised(inputs)
+        own_RM = torch.stack([moments(output, standard_BR, valid_BR) for output in outputs.values()]).sum(0)
+        sums_RM = ranks.all_gather(own_RM[None]).sum(0)
+        present_R = sums_RM[:, 0] > 1
+        loss = ((1 - concordance(sums_RM)) * present_R).sum()
+        return LossTerms(
+            # Each rank adds the same global value to the sum; its gradient is of its own part, so it counts W times.
+            sum=loss.detach() + ranks.world_size * (loss - loss.detach()),
+            count=present_R.sum().to(loss),
+            metrics=self.mean_errors(outputs.values(), targets_BR, valid_BR),
+        )
+
+
+def moments(predictions: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Return sums from which a concordance follows, float64 `[R, M]`: of 1, p, t, p^2, t^2 and p t.
+
+    Args:
+        predictions: p, `[B, R]`.
+        targets: t without NaN, `[B, R]`.
+        valid: 0 where there is no label, `[B, R]`.
+    """
+    # float64: variances are differences of large sums.
+    one, p, t = (valid > 0).double(), predictions.double(), targets.double()
+    return torch.stack([(one * term).sum(0) for term in (torch.ones_like(t), p, t, p * p, t * t, p * t)], 1)
+
+
+def concordance(sums: Tensor) -> Tensor:
+    """Return the concordance correlation coefficient of each label, `[R]` from `[R, M]`; 0 where nothing varies."""
+    count = sums[:, 0].clamp_min(1)
+    p, t, pp, tt, pt = (sums[:, 1:] / count[:, None]).unbind(1)
+    spread = pp - p * p + tt - t * t + (p - t) ** 2
+    return 2 * (pt - p * t) / (spread + EPSILON)
+
+
+def build_valence_arousal(name: str, config: ValenceArousalConfig, fields: Mapping[str, LabelField]) -> ValenceArousal:
+    """Build the task, checked against the labels that the shards hold."""
+    for label in config.labels:
+        label_field(f"tasks.{name}.labels", label, "number", fields)
+    return ValenceArousal(name, config, fields)

@@ -1,0 +1,45 @@
+"""The best evaluation so far, by the figure that `train.monitor` names: carried along with the figures themselves."""
+
+from collections.abc import Mapping
+
+from hmtl_dist.errors import UserError
+from hmtl_dist.run_config import TrainConfig
+
+EVAL, LAST, BEST, EMA = "eval/", "last/", "best/", "ema/"
+"""Whose figures a name begins with: an evaluation's, the last weights', the best evaluation's, the average's."""
+AT_THE_END = (LAST, EMA, EVAL)
+"""Whose figures a table tells of a run, the first there is: those of the weights at its end."""
+BEST_STEP = "best/step"
+
+
+def with_best(
+    figures: Mapping[str, float], known: Mapping[str, float], step: int, train: TrainConfig
+) -> dict[str, float]:
+    """Add the best evaluation's figures, as `best/TASK/FIGURE` and `best/step`, to those of a new one.
+
+    A tie stays with the earlier step. The figures are saved in each checkpoint, so that a resumed run knows its best.
+
+    Args:
+        figures: The new evaluation's, `eval/TASK/FIGURE` among them.
+        known: The figures before it, with the best so far if there is one.
+        step: Global step of the new evaluation.
+        train: Says by which figure, and whether more or less of it is better.
+
+    Raises:
+        UserError: There is no figure of the monitored name.
+    """
+    if train.monitor is None:
+        return dict(figures)
+    if train.monitor not in figures:
+        there = ", ".join(sorted(name for name in figures if name.startswith(EVAL)))
+        raise UserError(f"train.monitor: no figure '{train.monitor}' was evaluated; there are: {there or 'none'}")
+    new, old = figures[train.monitor], known.get(BEST + train.monitor.removeprefix(EVAL))
+    better = old is None or (new > old if train.monitor_mode == "max" else new < old)
+    if not better:
+        return {**figures, **{name: value for name, value in known.items() if name.startswith(BEST)}}
+    return {**figures, **renamed(figures, BEST), BEST_STEP: float(step)}
+
+
+def renamed(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Return an evaluation's figures with another beginning than `eval/`."""
+    return {prefix + name.removeprefix(EVAL): value for name, value in figures.items() if name.startswith(EVAL)}

@@ -1,0 +1,224 @@
+"""Figures by group of people, and the gap between the best and the worst group.
+
+A gap is the greatest less the least of a figure over the groups that have it, so it is never negative; which of the two
+is better does not matter to it. Every figure is counted over all ranks, as those of the whole split are.
+
+Shape legend: B samples.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl_dist.data.schema import Field
+from hmtl_dist.errors import UserError
+from hmtl_dist.run_config import RunConfig
+from hmtl_dist.tasks.base import Ranks, SingleRank, Task
+from hmtl_dist.tasks.supervised import Classification, NumberTask, unknown
+from hmtl_dist.train.metrics import TaskMetrics, build_metrics
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A label that tells the groups apart."""
+
+    label: str
+    names: tuple[str, ...]
+    """Groups in order, named as figures may be."""
+    edges: tuple[float, ...] = ()
+    """Where a number label's groups end: group i has edge[i-1] <= number < edge[i]."""
+
+    def numbers(self, labels: Mapping[str, Tensor]) -> Tensor:
+        """Return the group of each sample, int64 `[B]`; -1 where the label is missing."""
+        values = labels[self.label]
+        if not self.edges:
+            return values
+        groups = torch.bucketize(values, values.new_tensor(self.edges), right=True)
+        return torch.where(values.isnan(), -1, groups)
+
+
+def groupings_of(
+    config: RunConfig, fields: Mapping[str, Field], tasks: Sequence[Task], *, strict: bool = True
+) -> list[Grouping]:
+    """Build what tells the groups of an evaluation apart, as a configuration asks for.
+
+    Args:
+        config: The configuration, whose `train.gap_figures` are looked at too.
+        fields: Labels of the shards that are evaluated on.
+        tasks: The tasks.
+        strict: Whether a label that the shards lack is an error; else it is left out.
+
+    Raises:
+        UserError: A label or figure is not there, or a label is a number without bands.
+    """
+    check_figures(tasks, config.train.gap_figures)
+    read = config.data.fields
+    known = {name: field for name, field in fields.items() if read is None or name in read}
+    labels = [label for label in config.train.groups if strict or label in known]
+    return build_groupings(labels, config.train.bands, known)
+
+
+def build_groupings(
+    labels: Sequence[str], bands: Mapping[str, Sequence[float]], fields: Mapping[str, Field]
+) -> list[Grouping]:
+    """Build the groupings of an evaluation, checked against the labels that the shards hold.
+
+    Args:
+        labels: Labels that tell groups apart.
+        bands: Where the groups of number labels end, by label.
+        fields: Labels of the shards.
+
+    Raises:
+        UserError: A label is not there, or is a number without bands.
+    """
+    groupings: list[Grouping] = []
+    for label in labels:
+        if label not in fields:
+            raise UserError(unknown("train.groups", label, sorted(fields)) + " (the labels of the shards)")
+        field = fields[label]
+        if field.kind == "category":
+            groupings.append(Grouping(label, tuple(_plain(name) for name in field.classes)))
+        elif edges := tuple(bands.get(label, ())):
+            groupings.append(Grouping(label, _band_names(edges), edges))
+        else:
+            raise UserError(
+                f"train.groups: '{label}' is a number; say where its groups end, such as train.bands.{label}=[20,40]"
+            )
+    return groupings
+
+
+def check_figures(tasks: Sequence[Task], figures: Sequence[str]) -> None:
+    """See that figures to be told by group, as `TASK/FIGURE`, are figures of the tasks.
+
+    Raises:
+        UserError: One of them is not.
+    """
+    known = _supervised_figures(tasks)
+    for figure in figures:
+        if figure not in known:
+            raise UserError(unknown("train.gap_figures", figure, known))
+
+
+def check_monitored(path: str, figure: str, tasks: Sequence[Task]) -> None:
+    """See that a figure that decides something, as `eval/TASK/FIGURE`, will be evaluated, before a run begins.
+
+    Those of pretext tasks and of groups are only known once they are evaluated.
+
+    Raises:
+        UserError: Its task is a supervised one, and has no such figure.
+    """
+    name = figure.removeprefix("eval/")
+    task, _, rest = name.partition("/")
+    known = [one for one in _supervised_figures(tasks) if one.startswith(f"{task}/")]
+    if known and name not in known and not rest.startswith(("group/", "gap/")):
+        raise UserError(unknown(path, figure, [f"eval/{one}" for one in known]))
+
+
+def _supervised_figures(tasks: Sequence[Task]) -> list[str]:
+    metrics = build_metrics(tasks, torch.device("cpu"), SingleRank())
+    return [f"{task}/{name}" for task, metric in metrics.items() for name in metric.names()]
+
+
+class GroupMetrics:
+    """Figures of supervised tasks by group.
+
+    Args:
+        tasks: The tasks.
+        groupings: What tells groups apart.
+        figures: Which figures, as `TASK/FIGURE`; none means every figure of every supervised task.
+        device: Where samples are counted.
+        ranks: The process group.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        groupings: Sequence[Grouping],
+        figures: Sequence[str],
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        wanted = {name.partition("/")[0] for name in figures}
+        self._tasks = {
+            task.name: task for task in tasks if not task.is_pretext and (not figures or task.name in wanted)
+        }
+        self._figures = frozenset(figures)
+        self._groupings = groupings
+        self._ranks = ranks
+        self._metrics = [
+            [build_metrics([*self._tasks.values()], device, ranks) for _ in grouping.names] for grouping in groupings
+        ]
+        self._samples = [
+            torch.zeros(len(grouping.names), len(self._tasks), dtype=torch.float64, device=device)
+            for grouping in groupings
+        ]
+
+    def update(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor], weight: Tensor) -> None:
+        """Count a batch: head outputs by task, labels `[B]` by name, and weights `[B]`; 0 leaves a sample out."""
+        for grouping, by_group, samples in zip(self._groupings, self._metrics, self._samples, strict=True):
+            groups = grouping.numbers(labels)
+            for number, metrics in enumerate(by_group):
+                own = weight * (groups == number)
+                for column, (name, task) in enumerate(self._tasks.items()):
+                    metrics[name].update(outputs[name], labels, own)
+                    samples[number, column] += (_labelled(task, labels) & (own > 0)).sum()
+
+    def figures(self) -> dict[str, float]:
+        """Return `TASK/group/LABEL/GROUP/FIGURE` and `TASK/gap/LABEL/FIGURE` over all ranks; collective.
+
+        Groups without a labelled sample are left out; `TASK/group/LABEL/GROUP/samples` says how many the others have.
+        """
+        found: dict[str, float] = {}
+        for grouping, by_group, samples in zip(self._groupings, self._metrics, self._samples, strict=True):
+            counts: NDArray[np.float64] = self._ranks.all_reduce_sum(samples).cpu().numpy()
+            for column, task in enumerate(self._tasks):
+                # Every rank asks for the same figures in the same order: they are collective.
+                by_name = [self._chosen(task, metrics[task]) for metrics in by_group]
+                seen: list[Mapping[str, float]] = []
+                for name, figures, count in zip(grouping.names, by_name, map(float, counts[:, column]), strict=True):
+                    if count > 0:
+                        seen.append(figures)
+                        named = {**figures, "samples": count}
+                        found |= {f"{task}/group/{grouping.label}/{name}/{key}": value for key, value in named.items()}
+                found |= {f"{task}/gap/{grouping.label}/{key}": value for key, value in _gaps(seen).items()}
+        return found
+
+    def _chosen(self, task: str, metrics: TaskMetrics) -> dict[str, float]:
+        figures = metrics.figures()
+        if not self._figures:
+            return figures
+        return {name: value for name, value in figures.items() if f"{task}/{name}" in self._figures}
+
+
+def _gaps(by_group: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the greatest less the least of each figure, where two groups or more have it."""
+    gaps: dict[str, float] = {}
+    for figure in by_group[0] if by_group else ():
+        values = [figures[figure] for figures in by_group if figures[figure] == figures[figure]]
+        if len(values) > 1:
+            gaps[figure] = max(values) - min(values)
+    return gaps
+
+
+def _labelled(task: Task, labels: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(task, Classification):
+        return labels[task.label] >= 0
+    if isinstance(task, NumberTask):
+        return ~task.targets(labels).isnan().all(1)
+    raise TypeError(f"{task.name} has no labels")
+
+
+def _band_names(edges: Sequence[float]) -> tuple[str, ...]:
+    between = [f"{low:g}_to_{high:g}" for low, high in pairwise(edges)]
+    return (f"under_{edges[0]:g}", *between, f"{edges[-1]:g}_and_over")
+
+
+def _plain(name: str) -> str:
+    """Keep what MLflow takes in the name of a metric."""
+    return re.sub(r"[^\w\-. ]", "_", name)

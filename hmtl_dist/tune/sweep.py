@@ -1,0 +1,476 @@
+"""A sweep from its request to its outcome: read this first.
+
+the lock of the sweep's folder     one driver at a time
+the ledger                         what earlier parts of it have done; nothing else is remembered
+the parent run in MLflow           its trials are its children
+the trials, on Ray Tune            tune.search; each end is told to MLflow, the best so far to the parent
+the outcome                        leaderboard, pictures, best.yaml, the winner's model as `candidate`
+the winner again                   with other seeds, if asked for
+"""
+
+import math
+import os
+import queue
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hmtl_dist.config.dialect import one_line
+from hmtl_dist.config.io import describe
+from hmtl_dist.data.storage import open_storage
+from hmtl_dist.errors import UserError
+from hmtl_dist.launch.lock import only_one
+from hmtl_dist.launch.ray_cluster import ray_cluster
+from hmtl_dist.launch.register import register_run
+from hmtl_dist.tracking.base import RunStatus
+from hmtl_dist.tracking.config import TrackingConfig, resolve
+from hmtl_dist.tracking.facts import code_tags
+from hmtl_dist.tracking.jsonl import Journal
+from hmtl_dist.tracking.mlflow import create_run, finish_run, open_tracker, run_url, tag_run
+from hmtl_dist.train.background import in_thread
+from hmtl_dist.train.base import Progress
+from hmtl_dist.tune.analysis import best_so_far, importances, winner
+from hmtl_dist.tune.book import Book
+from hmtl_dist.tune.ledger import Ledger, Record, SweepState, changed
+from hmtl_dist.tune.page import as_csv, write_page
+from hmtl_dist.tune.request import Request, as_yaml
+from hmtl_dist.tune.space import Fifo, Space
+from hmtl_dist.tune.trials import Trial, run_name
+
+CANDIDATE = "candidate"
+"""Alias of the winner's registered version."""
+SAVE_SECONDS = 15.0
+"""How often the time spent is written down."""
+RETRAIN = "retrain"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a sweep."""
+
+    records: list[Record]
+    best: Record | None
+    stopped: bool
+    """Whether it was stopped before all trials had ended; the same command goes on."""
+    folder: str
+    files: tuple[Path, ...]
+    """Leaderboard, pictures and `best.yaml` on this machine."""
+    parent: str | None
+    url: str | None
+    model: str | None
+    """MLflow model of the winner."""
+    retrained: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    """Figures of the winner trained again, by seed."""
+    seconds: float = 0.0
+    """Time spent on the sweep, over all its parts."""
+
+
+class Onlooker:
+    """Who sees the sweep go; does nothing by itself."""
+
+    def begin(self, title: str, book: Book, concurrency: int, seconds: float, hours: float | None) -> None:
+        """Called when Ray is there: the trials, how many at a time, the seconds spent and the hours allowed."""
+
+    def progress(self, number: int, progress: Progress) -> None:
+        """Called with every line of progress of a trial."""
+
+    def ended(self, record: Record) -> None:
+        """Called when a trial has ended; in another thread."""
+
+    def tick(self) -> None:
+        """Called several times a second."""
+
+    def end(self) -> None:
+        """Called when the trials are over."""
+
+
+def run_sweep(request: Request, onlooker: Onlooker, *, retrain: Sequence[int] = ()) -> Outcome:
+    """Run what is left of a sweep and write its outcome.
+
+    Args:
+        request: The sweep.
+        onlooker: Who sees it go.
+        retrain: Seeds to train the winner with again, at the end.
+
+    Raises:
+        UserError: Another driver is at it, it was begun with other settings, or something else a user can mend.
+        TrainingError: Ray Tune itself broke.
+    """
+    with only_one(request.folder, request.name):
+        sweep = _Sweep(request, onlooker)
+        status: RunStatus = "FAILED"
+        try:
+            stopped = sweep.search()
+            status = "KILLED" if stopped else "FINISHED"
+            if retrain and not stopped:
+                stopped = sweep.retrain(retrain)
+            outcome = sweep.outcome(stopped)
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            sweep.close(status)
+        return outcome
+
+
+class _Sweep:
+    """One part of a sweep: from the command to its end, or to the next interruption."""
+
+    def __init__(self, request: Request, onlooker: Onlooker) -> None:
+        self.request = request
+        self._onlooker = onlooker
+        self._ledger = Ledger(request.folder)
+        self._state = self._begin()
+        self._tracking = request.config.tracking.model_copy(update={"tags": {}, "register_model": None})
+        self._parent = self._open_parent()
+        self._journal = self._open_journal()
+        self._notes = _Notes(self._tracking)
+        self._began = time.monotonic()
+        self._saved = 0.0
+
+    def _begin(self) -> SweepState:
+        """Read how the sweep was begun, or note it.
+
+        Raises:
+            UserError: It was begun with other settings.
+        """
+        request, state = self.request, self._ledger.state()
+        if state is None:
+            return SweepState(settings=request.settings())
+        if difference := changed(state.settings, request.settings()):
+            raise UserError(
+                f"sweep '{request.name}' was begun with {difference}; set it back, or give the new sweep another --name"
+            )
+        return state
+
+    def _open_parent(self) -> str | None:
+        """Create the MLflow run of the sweep, or find that of an earlier part."""
+        request = self.request
+        header = request.selection.header
+        facts = {"data.digest": header.digest, "space": request.space.model_dump_json(exclude_unset=True)}
+        facts |= {key: value for key, value in request.settings().items() if key.startswith("space.")}
+        facts |= {f"space.budget.{key}": one_line(value) for key, value in request.space.budget}
+        tags = code_tags() | {"sweep": request.name, "kind": "sweep"}
+        config = self._tracking.model_copy(update={"run_id": self._state.parent})
+        parent = create_run(config, name=request.name, params=facts, tags=tags)
+        self._state = self._state.model_copy(update={"parent": parent})
+        self._ledger.write_state(self._state)
+        return parent
+
+    def _open_journal(self) -> Journal:
+        quiet = self._tracking.model_copy(update={"system_metrics": False})
+        journal = open_tracker(resolve(quiet, self._parent), self.request.home / "sweep")
+        for source in self.request.selection.sources:
+            profile = {"num_samples": source.chosen, "num_shards": source.shards, "draws": source.draws}
+            journal.dataset(source.dataset, source.digest, f"{source.url}/{source.split}", "train", profile)
+        return journal
+
+    # --- the trials ----------------------------------------------------------------------------------------------
+
+    def search(self) -> bool:
+        """Run the trials that are left; returns whether somebody or the budget stopped it."""
+        request = self.request
+        hours = request.space.budget.hours
+        left = None if hours is None else hours - self._state.seconds / 3600
+        book = Book(request.space, self._ledger, request.steps[1], ended=self._ended, check=self._check)
+        if left is not None and left <= 0:
+            return False  # what the time allowed has been done
+        stopped = self._run(request.space, book, lambda number: request.trial(number, self._parent), left, request.name)
+        spent = hours is not None and self._spent() >= hours * 3600
+        return stopped and not spent
+
+    def _run(
+        self, space: Space, book: Book, make: Callable[[int], Trial], hours_left: float | None, title: str
+    ) -> bool:
+        if book.exhausted:
+            return False
+        request, launch = self.request, self.request.config.launch
+        watcher = _Watcher(self, title, book, hours_left)
+        # an own Ray has room for as many trials as there are cores, and for as many as are asked for
+        wanted = math.ceil(launch.world_size * launch.cpus_per_worker * (space.concurrency or 1))
+        with ray_cluster(launch, num_cpus=max(wanted, len(os.sched_getaffinity(0)))) as cluster:
+            from hmtl_dist.tune.search import Job, run_trials  # Ray reads its environment when it is imported
+
+            try:
+                job = Job(space, request.config, request.steps[0], make, hours_left)
+                return run_trials(job, book, watcher, cluster)
+            finally:
+                self._onlooker.end()
+
+    def _check(self, record: Record) -> None:
+        self.request.trial(record.number, self._parent).config(record.params, self.request.seeds[0])
+
+    def _ended(self, record: Record) -> None:
+        """Tell MLflow how a trial ended, and the parent how the sweep stands."""
+        self._onlooker.ended(record)
+        tags = {"outcome": record.status.lower()}
+        if record.error:
+            tags["error"] = record.error
+        if record.adoptions:
+            tags["adopted"] = ", ".join(f"{one.donor} at step {one.step}" for one in record.adoptions)
+        for run_id in record.runs.values():
+            self._notes.add(run_id, tags, failed=record.status == "FAILED")
+        self._tell_parent()
+
+    def _tell_parent(self) -> None:
+        records = self._ledger.in_order()
+        ended = [record for record in records if record.ended]
+        figures = {f"trials/{kind}": float(_count(ended, kind.upper())) for kind in ("finished", "pruned", "failed")}
+        figures["images"] = float(sum(record.images for record in records))
+        best = best_so_far(self.request.space, ended)
+        if best is not None:
+            figures[f"best/{self.request.space.metric.removeprefix('eval/')}"] = best
+        self._journal.metrics(figures, len(ended))
+
+    def begun(self, title: str, book: Book, concurrency: int, hours_left: float | None) -> None:
+        """Tell that Ray is there."""
+        self._onlooker.begin(title, book, concurrency, self._spent(), hours_left)
+
+    def progress(self, number: int, progress: Progress) -> None:
+        """Hand a line of progress on."""
+        self._onlooker.progress(number, progress)
+
+    def tick(self) -> None:
+        """Write the time spent down, now and then."""
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self._saved = time.monotonic()
+            self._save_time()
+        self._onlooker.tick()
+
+    def _spent(self) -> float:
+        return self._state.seconds + time.monotonic() - self._began
+
+    def _save_time(self) -> None:
+        self._ledger.write_state(self._state.model_copy(update={"seconds": self._spent()}))
+
+    # --- the winner again ----------------------------------------------------------------------------------------
+
+    def retrain(self, seeds: Sequence[int]) -> bool:
+        """Train the winner with other seeds; returns whether it was stopped before the end."""
+        request = self.request
+        best = winner(request.space, self._ledger.in_order())
+        if best is None:
+            raise UserError(f"--retrain: no trial of '{request.name}' has finished, there is no winner to train again")
+        ledger = Ledger(f"{request.folder.rstrip('/')}/{RETRAIN}")
+        for seed in seeds:
+            known = ledger.records.get(seed)
+            if known is None or known.params != best.params:
+                ledger.write(Record(number=seed, params=best.params))
+        space = request.space.model_copy(
+            update={
+                "schedule": Fifo(type="fifo"),
+                "seeds": 1,
+                "budget": request.space.budget.model_copy(update={"trials": len(ledger.records), "hours": None}),
+            }
+        )
+
+        def make(seed: int) -> Trial:
+            trial = request.trial(seed, self._parent)
+            kept = tuple(one for one in trial.settings if not one.startswith(("tracking.", "train.keep", "train.eval")))
+            return trial.model_copy(
+                update={"sweep": f"{request.name}-best", "seeds": (seed,), "settings": kept, "exchanges": False}
+            )
+
+        stopped = self._run(space, Book(space, ledger, request.steps[1], ended=self._retrained), make, None, "winner")
+        figures = {str(record.number): dict(record.figures) for record in ledger.in_order() if record.number in seeds}
+        self._state = self._state.model_copy(update={"retrained": {seed: one for seed, one in figures.items() if one}})
+        self._save_time()
+        return stopped
+
+    def _retrained(self, record: Record) -> None:
+        self._onlooker.ended(record)
+        for run_id in record.runs.values():
+            tags = {"outcome": record.status.lower(), "kind": RETRAIN}
+            self._notes.add(run_id, tags, failed=record.status == "FAILED")
+
+    # --- the outcome ---------------------------------------------------------------------------------------------
+
+    def outcome(self, stopped: bool) -> Outcome:
+        """Write and record what came of the sweep."""
+        records = self._ledger.in_order()
+        best = winner(self.request.space, records)
+        files = self._write(records, best)
+        for file in files:
+            self._journal.artifact(file)
+        figures = self._retrained_figures()
+        if figures:
+            self._journal.metrics(figures, len([record for record in records if record.ended]))
+        model = None if best is None or stopped else self._register(best)
+        return Outcome(
+            records=records,
+            best=best,
+            stopped=stopped,
+            folder=self.request.folder,
+            files=tuple(files),
+            parent=self._parent,
+            url=run_url(self._tracking, self._parent) if self._parent else None,
+            model=model,
+            retrained=self._state.retrained,
+            seconds=self._spent(),
+        )
+
+    def _retrained_figures(self) -> dict[str, float]:
+        values = self._retrained_values()
+        if not values:
+            return {}
+        name = self.request.space.metric.removeprefix("eval/")
+        found = {f"retrained/{name}/mean": statistics.fmean(values)}
+        if len(values) > 1:
+            found[f"retrained/{name}/sd"] = statistics.stdev(values)
+        return found
+
+    def _retrained_values(self) -> list[float]:
+        metric = self.request.space.metric
+        return [figures[metric] for figures in self._state.retrained.values() if metric in figures]
+
+    def _write(self, records: Sequence[Record], best: Record | None) -> list[Path]:
+        """Write leaderboard, pictures, space and winner, here and into the sweep's folder."""
+        from hmtl_dist.tune.plots import draw_curves, draw_importances, draw_parallel, draw_pareto
+
+        request, space = self.request, self.request.space
+        told = [record for record in records if space.metric in record.figures]
+        pictures: dict[str, tuple[str, bytes]] = {}
+        if told:
+            pictures["learning_curves.png"] = ("Learning curves", draw_curves(space, told))
+            pictures["parallel_coordinates.png"] = ("Parallel coordinates", draw_parallel(space, told))
+            if found := importances(space, told):
+                pictures["importances.png"] = ("Parameter importances", draw_importances(found))
+            if space.second is not None:
+                pictures["pareto_front.png"] = ("Pareto front", draw_pareto(space, told))
+        facts = self._facts(records, best)
+        page = write_page(request.name, space, records, dict(pictures.values()), facts)
+        contents = {
+            "leaderboard.csv": as_csv(space, records).encode(),
+            "leaderboard.html": page.encode(),
+            "space.yaml": as_yaml(space).encode(),
+            **{name: data for name, (_, data) in pictures.items()},
+        }
+        if best is not None:
+            contents["best.yaml"] = self._best_yaml(best).encode()
+        request.home.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(request.folder)
+        for name, data in contents.items():
+            (request.home / name).write_bytes(data)
+            if "://" in request.folder:
+                storage.write(name, data)
+        return [request.home / name for name in contents]
+
+    def _facts(self, records: Sequence[Record], best: Record | None) -> dict[str, str]:
+        space = self.request.space
+        images = sum(record.images for record in records)
+        whole = len(records) * self.request.steps[1] * self.request.config.data.batch_size * space.seeds
+        counts = [f"{_count(records, kind)} {kind.lower()}" for kind in ("FINISHED", "PRUNED", "FAILED", "STOPPED")]
+        share = f" ({images / whole:.0%} of all trials to their end)" if whole else ""
+        facts = {
+            "figure": f"{space.metric} ({space.mode})",
+            "trials": f"{len(records)}: {', '.join(count for count in counts if not count.startswith('0 '))}",
+            "search, schedule": f"{space.search.method}, {space.schedule.type}",
+            "pictures": f"{images:,}{share}",
+            "data digest": self.request.selection.header.digest,
+        }
+        if best is not None:
+            facts["winner"] = f"trial {best.number}: {best.figures[space.metric]:.4f}"
+        values = self._retrained_values()
+        if values:
+            facts["winner again"] = spread(values)
+        return facts
+
+    def _best_yaml(self, best: Record) -> str:
+        request = self.request
+        config = request.winning_config(best.params, request.seeds[0])
+        metric = request.space.metric
+        lines = [
+            f"# Trial {best.number} of the sweep '{request.name}': {metric} = {best.figures[metric]:.6g}.",
+            "# `hmtl-dist train best.yaml` trains it again: the same seed on the same kind of machine gives the same.",
+        ]
+        if len(request.seeds) > 1:
+            lines.append(f"# The figure is the mean over the seeds {', '.join(map(str, request.seeds))}.")
+        if best.adoptions:
+            lines[1] = "# Its values changed while it trained, so that no constant ones repeat it; these are the last."
+            for one in best.adoptions:
+                values = " ".join(f"{path}={one_line(value)}" for path, value in one.params.items())
+                lines.append(f"# From step {one.step}, with the weights of trial {one.donor}: {values}")
+        return "\n".join(lines) + "\n" + describe(config)
+
+    def _register(self, best: Record) -> str | None:
+        """Register the winner's model; that it cannot be is told, and spoils nothing."""
+        name, run_id = next(iter(best.runs.items()), ("", None))
+        if run_id is None or not self._tracking.enabled:
+            return None
+        run = run_name(self.request.name, best.number, 0)
+        folder = f"{self.request.folder.rstrip('/').removesuffix(self.request.name)}{run}"
+        registered = self.request.config.tracking.register_model or self.request.name
+        try:
+            return register_run(folder, self._tracking, run_id, name=registered, alias=CANDIDATE)
+        except UserError as error:
+            print(f"{name}: {error}", flush=True)  # noqa: T201  (goes to the sweep's log)
+            return None
+
+    def close(self, status: RunStatus) -> None:
+        """End the parent run and write the time down."""
+        self._save_time()
+        self._notes.close()
+        self._journal.close(status)
+        finish_run(self._tracking, self._parent, status)
+
+
+class _Watcher:
+    """Hands on what the search tells."""
+
+    def __init__(self, sweep: _Sweep, title: str, book: Book, hours_left: float | None) -> None:
+        self._sweep = sweep
+        self._title = title
+        self._book = book
+        self._hours_left = hours_left
+
+    def started(self, concurrency: int) -> None:
+        self._sweep.begun(self._title, self._book, concurrency, self._hours_left)
+
+    def progress(self, number: int, progress: Progress) -> None:
+        self._sweep.progress(number, progress)
+
+    def tick(self) -> None:
+        self._sweep.tick()
+
+
+class _Notes:
+    """Sets tags and the status of broken trials in a thread: MLflow must not hold Ray Tune up."""
+
+    def __init__(self, tracking: TrackingConfig) -> None:
+        self._tracking = tracking
+        self._left: queue.SimpleQueue[tuple[str, Mapping[str, str], bool] | None] = queue.SimpleQueue()
+        self._thread = in_thread(self._work, "notes")
+
+    def add(self, run_id: str | None, tags: Mapping[str, str], *, failed: bool) -> None:
+        if run_id is not None:
+            self._left.put((run_id, tags, failed))
+
+    def close(self) -> None:
+        self._left.put(None)
+        self._thread.result(timeout=self._tracking.close_seconds)
+
+    def _work(self) -> None:
+        while (note := self._left.get()) is not None:
+            run_id, tags, failed = note
+            tag_run(self._tracking, run_id, tags)
+            if failed:
+                finish_run(self._tracking, run_id, "FAILED")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Say the mean of several runs, with its 95 % interval by Student's t."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.4f} (one seed)"
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+    quantile: Any = stdtrit(len(values) - 1, 0.975)
+    half = float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.4f} ± {half:.4f} ({len(values)} seeds, 95 %)"
+
+
+def _count(records: Sequence[Record], status: str) -> int:
+    return sum(record.status == status for record in records)
