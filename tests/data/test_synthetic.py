@@ -141,6 +141,7 @@ def _pixels(first: int, last: int) -> tuple[NDArray[np.float64], NDArray[np.int6
     return np.stack([np.append(picture / 255 - 0.5, 1.0) for picture in small]), labels
 
 
+@pytest.mark.nightly
 def test_a_linear_model_of_pixels_knows_at_most_forty_percent() -> None:
     # Ridge regression on the classes; its strength is the best of several, chosen on the test pictures in its favour.
     train, train_labels = _pixels(0, 2000)

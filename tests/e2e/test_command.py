@@ -125,6 +125,7 @@ def trained(s3: S3Server, mlflow_server: str, start: Start, tmp_path_factory: py
         url = draw(f"{s3.bucket()}/faces", image_size=64)
         command = start(
             *("train", "demo", f"data.url={url}", "name=whole", "train.epochs=2", "train.report_every_steps=1"),
+            "model.backbone=test_efficientnet",  # of the recipe's kind, and small
             *(
                 "launch.num_workers=2",
                 "engine.kind=deepspeed",
@@ -286,6 +287,7 @@ def gone_on(start: Start, tmp_path_factory: pytest.TempPathFactory) -> GoneOn:
     )
 
 
+@pytest.mark.nightly
 def test_ctrl_c_ends_in_order_and_says_how_to_go_on(gone_on: GoneOn) -> None:
     code, said = gone_on.stopped
     where = re.search(rf"stopped at step (\d+) of {TOTAL_STEPS}; the same command again goes on", said)
@@ -294,18 +296,21 @@ def test_ctrl_c_ends_in_order_and_says_how_to_go_on(gone_on: GoneOn) -> None:
     assert 0 < int(where[1]) < TOTAL_STEPS
 
 
+@pytest.mark.nightly
 def test_the_same_command_goes_on_to_the_weights_of_the_uninterrupted_run(gone_on: GoneOn) -> None:
     assert gone_on.ended[0] == 0, gone_on.ended[1]
     runs, name = gone_on.folder / "home" / "runs", f"checkpoints/step-{TOTAL_STEPS:08d}"
     assert weights(str(runs / "stopped" / name)) == weights(str(runs / "whole" / name))
 
 
+@pytest.mark.nightly
 def test_it_is_one_run_in_mlflow_with_each_step_once(gone_on: GoneOn) -> None:
     assert gone_on.query("SELECT name FROM runs") == [("stopped",)]
     steps = gone_on.query("SELECT step FROM metrics WHERE key = 'train/loss/total' ORDER BY step")
     assert [step for (step,) in steps] == list(range(1, TOTAL_STEPS + 1))
 
 
+@pytest.mark.nightly
 def test_a_refused_start_leaves_the_finished_run_as_it_is(gone_on: GoneOn) -> None:
     code, said = gone_on.refused
     errors = [line for line in said.splitlines() if line.startswith("error: ")]

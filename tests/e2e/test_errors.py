@@ -358,7 +358,7 @@ def test_file_in_place_of_the_home_folder(command: str, home: Path, recipe: Path
     assert home.read_text() == "precious"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_disk_that_is_full_at_the_first_checkpoint(recipe: Path, home: Path) -> None:
     """`ulimit -f` stands in for a small disk: no file may grow beyond 100 kB."""
     command = f'ulimit -f 100; exec "{sys.executable}" -m hmtl_dist train "{recipe}"'

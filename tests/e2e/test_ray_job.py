@@ -20,7 +20,7 @@ from tests.e2e.nodes import REPOSITORY, SECRET, Cluster, draw, get, two_nodes
 from tests.faults.leaks import files_under
 from tests.servers import S3Server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 TINY = [
     "data.image_size=32",
@@ -86,6 +86,7 @@ def test_what_a_process_talks_through_is_on_its_own_node(cluster: Cluster) -> No
     assert all(actors == [node] * 4 for node, actors in nodes.items()), nodes
 
 
+@pytest.mark.slow
 def test_a_plain_job_trains_on_as_many_workers_as_there_is_room_for(cluster: Cluster, data: str, s3: S3Server) -> None:
     settings = [f"data.url={data}", f"launch.storage={cluster.bucket}/runs", "name=plain", *TINY[:-1]]
     settings += ["launch.num_workers=auto"]

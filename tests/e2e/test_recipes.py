@@ -30,7 +30,7 @@ from tests.data.catalog.fabricate import affectnet_2017, aflw2000, ckplus, utkfa
 from tests.e2e.drawn import journal
 from tests.servers import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 
 STEPS = 2
 SMALL = (

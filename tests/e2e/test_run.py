@@ -59,6 +59,7 @@ def test_the_same_run_twice_gives_the_same_weights(uninterrupted: Finished, url:
     assert again.outcome.metrics == uninterrupted.outcome.metrics
 
 
+@pytest.mark.nightly
 def test_another_seed_gives_other_weights(uninterrupted: Finished, url: str) -> None:
     other = finish(config("other", url, seed=1))
     assert weights(other.outcome.checkpoint) != weights(uninterrupted.outcome.checkpoint)
@@ -92,6 +93,7 @@ def test_a_saved_run_is_evaluated_as_at_its_end(uninterrupted: Finished) -> None
     assert evaluation.figures == pytest.approx(of(uninterrupted, "eval/"), rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.nightly
 def test_groups_of_people_make_up_the_whole(url: str) -> None:
     grouped = finish(config("grouped", url, train={"groups": ["gender", "age"]}))
     figures = evaluate_run("grouped", groups={"gender": (), "age": (30, 50)})[0].figures
@@ -123,6 +125,7 @@ def test_last_and_averaged_weights_are_told_apart(uninterrupted: Finished) -> No
     assert evaluate_run("uninterrupted", weights="ema")[0].figures == pytest.approx(ema, rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.nightly
 def test_the_best_checkpoint_is_kept_through_an_interruption(uninterrupted: Finished, url: str) -> None:
     # So short a run only gets worse at this, which makes an evaluation the best that is not the last.
     monitored = {"monitor": "eval/age/mae_age", "monitor_mode": "min", "keep_checkpoints": 1}
@@ -145,7 +148,7 @@ def test_a_checkpoint_is_evaluated_by_its_own_path(uninterrupted: Finished) -> N
     assert checkpoint == uninterrupted.outcome.checkpoint
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_data_that_moved_elsewhere_go_on(uninterrupted: Finished, url: str, tmp_path: Path) -> None:
     stop_in_mid_epoch(config("moved", url))
     elsewhere = shutil.copytree(url, tmp_path / "elsewhere")
@@ -160,7 +163,7 @@ def test_deepspeed_gives_the_weights_of_the_plain_engine(uninterrupted: Finished
     assert deepspeed.outcome.metrics == uninterrupted.outcome.metrics
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_deepspeed_leaves_no_process_group_behind(url: str) -> None:
     finish(config("group", url, engine={"kind": "deepspeed"}))
     assert not dist.is_initialized()

@@ -31,7 +31,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
     ).url
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_run_goes_on_and_is_evaluated_on_the_fold_it_was_not_trained_on(other: str, tmp_path: Path) -> None:
     drawn = draw(str(tmp_path / "drawn"))
 

@@ -9,7 +9,7 @@ import yaml
 
 from tests.e2e.drawn import draw, tree
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 def test_two_ranks_of_torchrun_train_and_the_first_alone_speaks(tmp_path: Path) -> None:

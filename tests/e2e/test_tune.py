@@ -29,7 +29,7 @@ from tests.processes import command_line, kill_all, process_name
 from tests.servers import S3Server
 from tests.tune.spaces import METRIC, WEIGHTS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(2400)]
 
 TRIALS, EPOCHS = 5, 6
 TRACKED = {"enabled": True, "experiment": "sweeps", "system_metrics": False}

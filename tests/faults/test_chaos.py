@@ -10,7 +10,7 @@ import pytest
 from tests.faults.chaos import BATCH_SIZE, STEPS_PER_EPOCH, VICTIMS, Trial, Victim, losses, report, trial
 from tests.faults.ledger import planned, read_ledger
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(2400)]
 
 ONE: list[Victim] = [cast("Victim", name) for name in os.environ.get("HMTL_CHAOS_VICTIM", "").split()]
 """A single kill of this kind instead, in a short run: for those who take a handling out, `tests.faults.mutants`."""

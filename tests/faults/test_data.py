@@ -106,7 +106,7 @@ def test_a_server_that_promises_too_much_throughout_is_read_to_the_end_of_each_o
     assert any(request.method == "HEAD" for request in proxy.requests)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stalled_body_is_asked_for_again(proxy: Proxy, url: str, expected: list[Batch]) -> None:
     proxy.plan = Rules(Rule(faults.stall(1500), SHARD))
     batches, retries = load(url)

@@ -22,7 +22,7 @@ from tests.faults.chaos import Command, progress
 from tests.faults.proxy import wait_until
 from tests.processes import kill_all, session_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 
 EPOCHS = 25
 TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
@@ -106,6 +106,26 @@ def whole(make: Make) -> dict[str, bytes]:
     run.start()
     assert run.ends() == 0, run.command.log.read_text()
     return run.weights()
+
+
+SHORT = 8
+SHORTER = [f"train.{name}={SHORT}" for name in ("epochs", "evaluate_every_epochs", "checkpoint_every_epochs")]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again_and_ends_with_the_weights_of_a_run_without_ray(make: Make) -> None:
+    last = f"checkpoints/step-{SHORT * STEPS_PER_EPOCH:08d}"
+    plain = make("plain", changes=SHORTER, kind="local", num_workers=1)
+    plain.command.start()
+    assert plain.ends() == 0, plain.command.log.read_text()
+
+    run = make("killed", changes=SHORTER, num_workers=1, max_failures=3)
+    run.start()
+    run.command.workers()[0].kill()
+    assert run.ends() == 0, run.command.log.read_text()
+
+    assert progress(run.folder / "rank-0" / "journal.jsonl")[0] == 2  # Ray's own second start, in the same run
+    assert weights(str(run.folder / last)) == weights(str(plain.folder / last))
 
 
 @pytest.mark.parametrize("server", ["raylet", "gcs_server"])

@@ -31,7 +31,7 @@ from tests.e2e.drawn import journal, tree, weights
 from tests.faults import proxy as faults
 from tests.servers import S3Server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 FIELDS = {"mood": Field(kind="category", classes=("calm", "glad")), "age": Field(kind="number", unit="years")}
 SHARD_SAMPLES, SHARDS = 24, 3

@@ -25,7 +25,7 @@ from tests.faults import proxy as faults
 from tests.faults.proxy import Proxy, Rule, Rules, wait_until
 from tests.servers import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
+pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("own_home")]
 
 STEPS, EVERY = 20, 5
 SAVES = {
@@ -158,6 +158,7 @@ def test_a_second_ctrl_c_during_a_checkpoint_ends_at_once_and_costs_that_checkpo
     assert stored(storage, "twice") == whole
 
 
+@pytest.mark.slow
 def test_a_run_killed_during_a_checkpoint_goes_on_from_the_one_before(
     url: str, whole: dict[str, bytes], proxy: Proxy, s3: S3Server, start: Start, tmp_path: Path
 ) -> None:
@@ -203,7 +204,9 @@ UPLOADS = {
 }
 
 
-@pytest.mark.parametrize("name", UPLOADS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "answer lost" else name for name in UPLOADS]
+)
 def test_an_upload_that_fails_at_first_is_repeated(
     url: str, whole: dict[str, bytes], proxy: Proxy, s3: S3Server, name: str
 ) -> None:

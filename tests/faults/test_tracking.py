@@ -26,7 +26,7 @@ from tests.faults import proxy as faults
 from tests.faults.proxy import Proxy, Rule, Rules
 from tests.servers import OwnMLflow
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 
 EPOCHS = 25
 TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH

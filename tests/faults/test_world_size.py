@@ -12,7 +12,7 @@ from tests.e2e.drawn import EPOCHS, STEPS_PER_EPOCH, draw, tree
 from tests.faults.chaos import losses
 from tests.faults.world_size import part, two_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
 FIRST, SECOND = STEPS_PER_EPOCH - 1, 2 * STEPS_PER_EPOCH + 1

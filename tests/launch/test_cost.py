@@ -39,7 +39,7 @@ def priced(url: str, name: str, **more: object) -> RunConfig:
     return config(name, url, tasks=tasks, launch={"kind": "local", "node_hour_price": 3600.0}, **more)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stopped_run_that_went_on_tells_and_records_its_whole_cost(
     tmp_path: Path, mlflow_server: str, hmtl_home: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         run_local(config(num_workers=1, gpus_per_worker=1), lambda progress: None, toy.sum_of_ranks)
 
 
+@pytest.mark.nightly
 def test_two_ranks_of_torchrun_find_each_other() -> None:
     (port,) = free_ports(1)
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}

@@ -23,7 +23,10 @@ from hmtl_dist.tracking.mlflow import create_run, record_model
 from tests.export import trained
 
 # MLflow's own `mlflow.types.responses` makes it warn of itself when `mlflow.pyfunc` is imported.
-pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
 
 Register = Callable[[str, str, TrainedModel], None]
 

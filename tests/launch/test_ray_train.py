@@ -68,6 +68,7 @@ def gone(processes: list[psutil.Process], timeout: float = 30) -> bool:
     return not psutil.wait_procs(processes, timeout=timeout)[1]
 
 
+@pytest.mark.nightly
 def test_ranks_find_each_other_and_report_to_the_driver(drive: Drive, tmp_path: Path) -> None:
     said = ends(drive("ray", "sum_of_ranks"))
 
@@ -77,6 +78,7 @@ def test_ranks_find_each_other_and_report_to_the_driver(drive: Drive, tmp_path: 
     assert [(scratch / f"rank-{rank}" / "threads").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
+@pytest.mark.nightly
 def test_ctrl_c_reaches_the_workers_and_leaves_nothing_behind(drive: Drive) -> None:
     process = drive("ray", "until_stopped")
     first_progress(process)
@@ -87,7 +89,7 @@ def test_ctrl_c_reaches_the_workers_and_leaves_nothing_behind(drive: Drive) -> N
     assert gone(processes)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_ctrl_c_does_not_wait(drive: Drive) -> None:
     process = drive("ray", "never_stops")
     first_progress(process)
@@ -101,7 +103,7 @@ def test_a_second_ctrl_c_does_not_wait(drive: Drive) -> None:
     assert gone(processes)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_driver_takes_its_ray_along(drive: Drive) -> None:
     process = drive("ray", "never_stops")
     first_progress(process)
@@ -114,7 +116,7 @@ def test_a_killed_driver_takes_its_ray_along(drive: Drive) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)  # three trainings
 def test_what_breaks_in_a_worker_is_one_line_for_the_driver(drive: Drive) -> None:
     said = ends(drive("shared", "user_mistake", "bug", "dies"), timeout=580)
@@ -126,7 +128,7 @@ def test_what_breaks_in_a_worker_is_one_line_for_the_driver(drive: Drive) -> Non
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_of_an_own_ray_have_the_environment_and_folder_of_the_driver(drive: Drive, tmp_path: Path) -> None:
     ends(drive("ray", "environment", AWS_ACCESS_KEY_ID="some-key"))
 
@@ -134,6 +136,7 @@ def test_workers_of_an_own_ray_have_the_environment_and_folder_of_the_driver(dri
     assert found == f"{Path.cwd()}\nsome-key"
 
 
+@pytest.mark.nightly
 def test_a_cluster_that_is_not_there_is_told_in_one_line(drive: Drive) -> None:
     said = ends(drive("ray", "sum_of_ranks", RAY_ADDRESS="127.0.0.1:1"))
 
@@ -142,14 +145,14 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(drive: Drive) -> None:
     assert "\n" not in said[0]["message"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_that_died_are_started_again(drive: Drive) -> None:
     said = ends(drive("ray", "dies_once", **{MAX_FAILURES: "2"}))
 
     assert said[-1]["outcome"]["metrics"] == {"starts": 2.0, "ranks": 2.0}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_starting_again_cannot_mend_is_not_tried_again(drive: Drive, tmp_path: Path) -> None:
     said = ends(drive("ray", "counted_mistake", **{MAX_FAILURES: "5"}))
 

@@ -14,7 +14,7 @@ import pytest
 from hmtl_dist.data.storage import open_storage
 from hmtl_dist.reproduce.results import Result, Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 
 SUITE = """
 title: A minute comparison

@@ -195,6 +195,7 @@ def test_pages_take_nothing_from_elsewhere(client: Client) -> None:
     assert client.get("/static-offline-docs/swagger-ui-bundle.js").status == 200
 
 
+@pytest.mark.nightly
 def test_numbers_with_a_sign_are_bars_from_the_middle_on_the_page(client: Client, tmp_path: Path) -> None:
     browser = served.chromium()
     from playwright.sync_api import expect, sync_playwright

@@ -26,7 +26,7 @@ from tests.serve.served import Client, Face
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 
 MAX_BYTES = 1_000_000
 BATCH, QUEUED = 4, 4

@@ -151,7 +151,7 @@ def test_env_is_evaluated_by_a_shell(services: ServicesInfo, command: CliRunner)
     assert answer.stdout == services.secret_access_key
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_objects_and_addresses_outlive_a_restart(
     home: Path, services: ServicesInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +165,7 @@ def test_objects_and_addresses_outlive_a_restart(
     assert open_storage(again.bucket_url).read("kept") == b"x"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_port_taken_meanwhile_is_replaced(home: Path, services: ServicesInfo) -> None:
     stop_services(home)
     with socket.create_server(("127.0.0.1", int(services.endpoint.rpartition(":")[2]))):

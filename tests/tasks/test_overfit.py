@@ -48,7 +48,7 @@ def sixteen() -> Inputs:
     return make_inputs(images, labels | {"mood": torch.randint(0, 3, (16,), generator=generator)})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_alone_learns_sixteen_pictures_by_heart(name: str) -> None:
     config, least = TASKS[name]

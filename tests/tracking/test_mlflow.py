@@ -262,6 +262,7 @@ def own_server(tmp_path: Path) -> Generator[OwnMLflow]:
     server.stop()
 
 
+@pytest.mark.nightly
 def test_a_server_that_goes_away_and_comes_back_gets_everything_once_and_in_order(
     own_server: OwnMLflow, tmp_path: Path
 ) -> None:

@@ -181,6 +181,7 @@ def count_as_one_of_two(rank: int, folder: str) -> None:
     np.save(Path(folder) / f"{rank}.npy", np.array([found[name] for name in sorted(found)]))
 
 
+@pytest.mark.nightly
 def test_two_ranks_with_unlike_shares_find_what_one_finds(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=count_as_one_of_two, args=(rank, str(tmp_path))) for rank in (0, 1)]

@@ -65,6 +65,7 @@ def test_the_backbone_begins_as_the_pretrained_one_and_the_head_as_ever(pretrain
     assert said == f"weights of {pretrained.outcome.checkpoint}"
 
 
+@pytest.mark.nightly
 def test_fine_tuning_ends_elsewhere_than_training_from_scratch(pretrained: Finished, url: str) -> None:
     tuned = finish(tree("tuned", url, SUPERVISED, init_from=pretrained.folder))
     scratch = finish(tree("scratch", url, SUPERVISED))
@@ -81,6 +82,7 @@ def test_heads_of_the_same_task_are_taken_over_on_request(pretrained: Finished, 
     assert said.endswith("; heads taken: puzzling; heads begin anew: expression (not there)")
 
 
+@pytest.mark.nightly
 def test_what_in_painting_alone_never_had_begins_anew(url: str) -> None:
     inpainting = {"inpainting": {"type": "inpainting", "perceptual_weight": 0}}
     name = "test_efficientnet"  # its last convolution lies behind the last feature map

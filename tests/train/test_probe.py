@@ -101,6 +101,7 @@ def test_of_its_own_set_a_run_is_asked_what_it_was_not_trained_on(run: Finished)
     assert named.seen
 
 
+@pytest.mark.nightly
 def test_the_command_answers_in_json_and_refuses_an_unknown_label_in_one_line(run: Finished) -> None:
     def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hmtl_dist", "probe", run.folder, "--folds", "3", "--epochs", "2", *arguments]

@@ -14,7 +14,7 @@ from hmtl_dist.train.saving import checkpoints_folder
 from hmtl_dist.tune.bridge import adopt, await_checkpoint
 from tests.e2e.drawn import STEPS_PER_EPOCH, config, draw
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
+pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("own_home")]
 LIGHT = {"inpainting": None, "age": None, "pose": None}
 
 

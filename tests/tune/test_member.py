@@ -12,7 +12,7 @@ from hmtl_dist.tune.trials import Recipe, Trial
 from tests.e2e.drawn import STEPS_PER_EPOCH, draw, tree
 from tests.tune.spaces import METRIC
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_home")]
+pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("own_home")]
 PUZZLING = "tasks.puzzling.weight"
 
 

@@ -96,7 +96,7 @@ def test_a_scheduler_that_is_made_anew_judges_as_the_one_that_was_killed(
     assert verdict(fresh, weak, 10, 0.1) == "CONTINUE"
 
 
-@pytest.mark.parametrize("kind", ["pbt", "pb2"])
+@pytest.mark.parametrize("kind", ["pbt", pytest.param("pb2", marks=pytest.mark.nightly)])  # PB2 imports for 20 s
 def test_an_exchange_keeps_values_within_the_space_and_is_noted(kind: str, tmp_path: Path) -> None:
     found = space(search="random", schedule={"type": kind, "interval_epochs": 1}, budget={"trials": 2, "epochs": 9})
     scheduler, book = scheduler_of(found, tmp_path)

@@ -95,7 +95,7 @@ def test_a_bound_on_a_figure_keeps_the_search_away() -> None:
     assert statistics.fmean(kept[True]) > statistics.fmean(kept[False]) + 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_tpe_beats_random_over_30_seeds_with_a_restore_in_the_middle(tmp_path: Path) -> None:
     """Each search of 30 trials is dropped after 15, without a word, and goes on from its ledger."""
