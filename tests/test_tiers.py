@@ -1,14 +1,14 @@
 """Each tier runs its own tests alone, a file that fails gets a second run, and a failure says why."""
 
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.tiers import tier_of
 
 pytest_plugins = ["pytester"]
 
@@ -16,24 +16,25 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 MIXED = """
 import pytest
-pytestmark = pytest.mark.nightly
+pytestmark = pytest.MARK.nightly
 def test_nightly(): pass
-@pytest.mark.slow
+@pytest.MARK.slow
 def test_slow(): pass
-@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.MARK.slow)])
 def test_both(number): pass
-"""
+""".replace("MARK", "mark")  # this file itself is no file of these tiers
 
 
-@pytest.mark.parametrize(
-    ("tier", "expected"),
-    [("slow", ["test_slow", "test_both[2]"]), ("nightly", ["test_nightly", "test_both[1]"]), ("quick", [])],
-)
-def test_nearest_marker_decides(pytester: pytest.Pytester, tier: str, expected: list[str]) -> None:
-    file = pytester.makepyfile(MIXED)
-    arguments = ("-p", "tests.tiers", "--tier", tier, "--collect-only", "-q", str(file))
-    shown = pytester.runpytest_inprocess(*arguments).stdout.str()
-    assert re.findall(r"::(\S+)", shown) == expected
+def test_nearest_marker_decides(pytester: pytest.Pytester) -> None:
+    pytester.plugins = ["tests.tiers"]
+    tiers = {item.name: tier_of(item) for item in pytester.getitems(MIXED)}
+    assert tiers == {"test_nightly": "nightly", "test_slow": "slow", "test_both[1]": "nightly", "test_both[2]": "slow"}
+
+
+def test_other_tiers_are_left_out(pytester: pytest.Pytester) -> None:
+    file = pytester.makepyfile(MIXED + "def test_more(): pass")
+    ended = pytester.runpytest_inprocess("-p", "tests.tiers", "--tier", "slow,quick", str(file))
+    ended.assert_outcomes(passed=2, deselected=3)
 
 
 def test_unknown_tier_is_refused(pytester: pytest.Pytester) -> None:
@@ -75,22 +76,21 @@ def test_time_out_shows_the_stacks_of_started_processes(pytester: pytest.Pyteste
 
 # --- files that fail ----------------------------------------------------------------------------------------------
 
-Run = Callable[[str], "subprocess.CompletedProcess[str]"]
 ONCE = """
 import pathlib, pytest
-@pytest.mark.slow
+@pytest.MARK.slow
 def test_first_time_wrong():
     here = pathlib.Path("been-here")
     been = here.exists()
     here.touch()
     assert been, "a hiccup"
-@pytest.mark.slow
+@pytest.MARK.slow
 def test_right(): pass
 """
-ALWAYS = "import pytest\n@pytest.mark.slow\ndef test_wrong(): raise ValueError('always')\n"
+ALWAYS = "import pytest\n@pytest.MARK.slow\ndef test_wrong(): raise ValueError('always')\n"
 LEAVES = """
 import subprocess, sys, pytest
-@pytest.mark.slow
+@pytest.MARK.slow
 def test_leaves_one_running():
     started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     open("left", "w").write(str(started.pid))
@@ -98,42 +98,33 @@ def test_leaves_one_running():
 """
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Runs the slow tier of one test file in a process of its own."""
-
-    def run(text: str) -> "subprocess.CompletedProcess[str]":
-        (tmp_path / "tests").mkdir()
-        (tmp_path / "tests" / "test_it.py").write_text(text)
-        return subprocess.run(
-            [sys.executable, "-m", "tests.run_tier", "slow", "--", "-p", "tests.tiers"],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
+def run(folder: Path, **tests: str) -> "subprocess.CompletedProcess[str]":
+    """Runs the slow tier of some test files in a process of its own."""
+    (folder / "tests").mkdir()
+    for name, text in tests.items():
+        (folder / "tests" / f"test_{name}.py").write_text(text.replace("MARK", "mark"))
+    return subprocess.run(
+        [sys.executable, "-m", "tests.run_tier", "slow", "--", "-p", "tests.tiers"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
-def test_file_that_passes_the_second_time_is_flaky_and_says_why(run: Run) -> None:
-    ended = run(ONCE)
+def test_file_that_fails_is_flaky_if_it_passes_once_more_and_says_why(tmp_path: Path) -> None:
+    ended = run(tmp_path, once=ONCE)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "flaky: tests/test_it.py" in ended.stdout
+    assert "flaky: tests/test_once.py" in ended.stdout
     assert "a hiccup" in ended.stdout
     assert "slow: 2 passed, 0 failed, 0 skipped" in ended.stdout
 
 
-def test_file_that_fails_twice_fails(run: Run) -> None:
-    ended = run(ALWAYS)
+def test_file_that_fails_twice_fails_and_nothing_runs_on_after_another(tmp_path: Path) -> None:
+    ended = run(tmp_path, always=ALWAYS, leaves=LEAVES)
     assert ended.returncode == 1
-    assert "failed twice: tests/test_it.py" in ended.stdout
-    assert "slow: 0 passed, 1 failed, 0 skipped" in ended.stdout
-
-
-def test_nothing_of_a_file_runs_on_after_it(run: Run, tmp_path: Path) -> None:
-    ended = run(LEAVES)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "failed twice: tests/test_always.py" in ended.stdout
+    assert "slow: 1 passed, 1 failed, 0 skipped" in ended.stdout
     left = int((tmp_path / "left").read_text())
     assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE

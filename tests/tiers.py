@@ -23,6 +23,10 @@ import psutil
 import pytest
 
 TIERS = ("quick", "slow", "nightly")
+MARKERS = (
+    "slow: whole runs on real servers, a few; `make test-slow`, which continuous integration runs beside `make test`",
+    "nightly: all the longer ones; `make test-nightly TESTS=...`",
+)
 LINES = 40
 FILES = 24
 _FOLDERS = pytest.StashKey[list[Path]]()
@@ -37,7 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know of no folder before there is one."""
+    """Register the markers; know of no folder before there is one."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
     config.stash[_FOLDERS] = []
 
 

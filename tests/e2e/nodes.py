@@ -4,6 +4,7 @@ Where this process may, a worker node has a network namespace with an address of
 under /tmp: as on another machine, nothing is shared but what both reach by the network.
 """
 
+import json
 import os
 import re
 import secrets
@@ -30,6 +31,17 @@ from tests.processes import kill_all
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = "planted-secret-of-the-nodes"
 START_SECONDS = 600
+TINY = [
+    "data.image_size=32",
+    "data.batch_size=16",
+    "data.lanes=2",
+    "model.backbone=test_efficientnet",
+    "train.epochs=1",
+    "train.max_steps=2",
+    "tracking.enabled=false",
+    "launch.num_workers=2",  # each node has room for one
+]
+"""What makes a shipped recipe tiny."""
 
 
 @dataclass
@@ -139,10 +151,16 @@ def two_nodes(environment: Mapping[str, str], bucket: str, network: Network | No
     """
     with ExitStack() as stack:
         network = network or stack.enter_context(own_network())
-        yield from _two_nodes(environment, bucket, network)
+        yield from _nodes(environment, bucket, network, workers=1)
 
 
-def _two_nodes(environment: Mapping[str, str], bucket: str, network: Network | None) -> Generator[Cluster]:
+@contextmanager
+def one_node(environment: Mapping[str, str], bucket: str) -> Generator[Cluster]:
+    """A head alone, with room for one worker, on this machine's own network."""
+    yield from _nodes(environment, bucket, None, workers=0)
+
+
+def _nodes(environment: Mapping[str, str], bucket: str, network: Network | None, *, workers: int) -> Generator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="hmtl-ray-", dir="/tmp"))  # short: Ray's sockets are under it
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -173,7 +191,8 @@ def _two_nodes(environment: Mapping[str, str], bucket: str, network: Network | N
     )
     try:
         cluster.start_head()
-        cluster.start_worker(alive=2)
+        for number in range(workers):
+            cluster.start_worker(alive=number + 2)
         yield cluster
     finally:
         cluster.end()
@@ -191,3 +210,28 @@ def draw(url: str, environment: Mapping[str, str]) -> str:
     command += ["--samples=96", "--identities=24"]
     subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment}, check=True, capture_output=True)
     return url
+
+
+def run(
+    cluster: Cluster, command: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path = REPOSITORY
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        env={**cluster.environment, **(environment or {})},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+
+
+def plain(
+    cluster: Cluster, *command: str, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
+    return run(cluster, [*submit, "--runtime-env", "cluster/runtime_env.yaml", "--", *command], environment)
+
+
+def outcome(text: str) -> dict[str, object]:
+    return json.loads(next(line for line in text.splitlines() if line.startswith('{"status"')))

@@ -250,6 +250,7 @@ def test_run_name_used_with_other_settings(recipe: Path, train_fails: Fails) -> 
     assert message.startswith("run 'mine' was begun with optim.learning_rate=0.001, now it is 0.5; set it back, ")
 
 
+@pytest.mark.nightly
 def test_syncing_what_cannot_be(recipe: Path, home: Path) -> None:
     assert fails("sync", "mine").startswith("mine: no run there; ")
     assert CliRunner().invoke(app, ["train", str(recipe), "name=mine"]).exit_code == 0
@@ -264,6 +265,7 @@ def test_evaluating_a_run_that_is_not_there(home: Path) -> None:
     assert fails("evaluate", "mine").startswith(f"{home}/runs/mine: no run and no complete checkpoint there; ")
 
 
+@pytest.mark.nightly
 def test_evaluating_on_data_with_other_classes(recipe: Path, tmp_path: Path) -> None:
     pictures(tmp_path / "faces", {"a.jpg": "sad", "b.jpg": "glad"})
     specs = parse_labels(["expression", "gender", "age:number", "yaw:number", "roll:number"])

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,23 +16,12 @@ import psutil
 import pytest
 
 from hmtl_dist.data.storage import S3Storage
-from tests.e2e.nodes import REPOSITORY, SECRET, Cluster, draw, get, two_nodes
+from tests.e2e.nodes import REPOSITORY, SECRET, TINY, Cluster, draw, get, outcome, plain, run, two_nodes
 from tests.faults.leaks import files_under
 from tests.servers import S3Server
 
 pytestmark = pytest.mark.nightly
 
-TINY = [
-    "data.image_size=32",
-    "data.batch_size=16",
-    "data.lanes=2",
-    "model.backbone=test_efficientnet",
-    "train.epochs=1",
-    "train.max_steps=2",
-    "tracking.enabled=false",
-    "launch.num_workers=2",  # each node has room for one
-]
-"""What makes a shipped recipe tiny."""
 ON_THE_HEAD = ["launch.kind=local", "launch.num_workers=1"]
 """Trains in the job's own process: it starts faster, where it does not matter who trains."""
 
@@ -48,33 +37,8 @@ def data(cluster: Cluster, s3: S3Server) -> str:
     return draw(f"{cluster.bucket}/faces", s3.env())
 
 
-def run(
-    cluster: Cluster, command: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path = REPOSITORY
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command,
-        env={**cluster.environment, **(environment or {})},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-
-
-def plain(
-    cluster: Cluster, *command: str, environment: Mapping[str, str] | None = None
-) -> "subprocess.CompletedProcess[str]":
-    submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
-    return run(cluster, [*submit, "--runtime-env", "cluster/runtime_env.yaml", "--", *command], environment)
-
-
 def ours(cluster: Cluster, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "hmtl_dist", "submit", f"--address={cluster.dashboard}", *arguments]
-
-
-def outcome(text: str) -> dict[str, object]:
-    return json.loads(next(line for line in text.splitlines() if line.startswith('{"status"')))
 
 
 def test_what_a_process_talks_through_is_on_its_own_node(cluster: Cluster) -> None:
@@ -86,7 +50,6 @@ def test_what_a_process_talks_through_is_on_its_own_node(cluster: Cluster) -> No
     assert all(actors == [node] * 4 for node, actors in nodes.items()), nodes
 
 
-@pytest.mark.slow
 def test_a_plain_job_trains_on_as_many_workers_as_there_is_room_for(cluster: Cluster, data: str, s3: S3Server) -> None:
     settings = [f"data.url={data}", f"launch.storage={cluster.bucket}/runs", "name=plain", *TINY[:-1]]
     settings += ["launch.num_workers=auto"]

@@ -77,7 +77,7 @@ def test_a_stopped_run_is_recorded_once_a_step(resumed: Finished) -> None:
     assert [event["status"] for event in events if event["event"] == "end"] == ["KILLED", "FINISHED"]
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.nightly), 3])
 def test_loader_workers_and_evaluations_move_no_weight(uninterrupted: Finished, url: str, num_workers: int) -> None:
     tree = config(
         f"workers-{num_workers}", url, data={"num_workers": num_workers}, train={"evaluate_every_epochs": EPOCHS}
@@ -156,7 +156,7 @@ def test_data_that_moved_elsewhere_go_on(uninterrupted: Finished, url: str, tmp_
     assert weights(moved.outcome.checkpoint) == weights(uninterrupted.outcome.checkpoint)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_deepspeed_gives_the_weights_of_the_plain_engine(uninterrupted: Finished, url: str) -> None:
     deepspeed = finish(config("deepspeed", url, engine={"kind": "deepspeed"}))
     assert weights(deepspeed.outcome.checkpoint) == weights(uninterrupted.outcome.checkpoint)

@@ -29,6 +29,8 @@ from tests.export import trained
 
 FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "pt2")
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:

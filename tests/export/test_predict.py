@@ -23,6 +23,8 @@ from hmtl_dist.tracking.model_info import output_columns
 from tests.export import trained
 from tests.servers import S3Server
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -114,6 +114,7 @@ def test_a_stalled_body_is_asked_for_again(proxy: Proxy, url: str, expected: lis
     assert (proxy.hits, retries) == (1, 1)
 
 
+@pytest.mark.nightly
 def test_a_server_that_refuses_connections_for_a_while_is_waited_for(
     proxy: Proxy, url: str, expected: list[Batch]
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_missing_index_says_how_to_make_one(broken: tuple[str, S3Storage]) -> 
     assert complaint(url).endswith(f"index shards made elsewhere with 'hmtl-dist data index {url}'")
 
 
+@pytest.mark.nightly
 def test_an_index_of_other_shards_names_the_first_sample_that_differs(
     broken: tuple[str, S3Storage], s3: S3Server, tmp_path: Path
 ) -> None:

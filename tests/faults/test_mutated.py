@@ -20,6 +20,8 @@ SECONDS = 60
 FEW = {"recipe": 30, "index": 20, "index that is sealed": 30, "checkpoint": 20, "checkpoint that is sealed": 20}
 USUAL, PUBLISHED = 15, 4
 
+pytestmark = pytest.mark.nightly
+
 
 def seeds_of(kind: str) -> range:
     few = PUBLISHED if kind.startswith("labels of") else FEW.get(kind, USUAL)

@@ -158,7 +158,6 @@ def test_a_second_ctrl_c_during_a_checkpoint_ends_at_once_and_costs_that_checkpo
     assert stored(storage, "twice") == whole
 
 
-@pytest.mark.slow
 def test_a_run_killed_during_a_checkpoint_goes_on_from_the_one_before(
     url: str, whole: dict[str, bytes], proxy: Proxy, s3: S3Server, start: Start, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from hmtl_dist.report.study import Study, find_study, read_groups
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.history import History
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def study(tracking: TrackingConfig) -> Study:

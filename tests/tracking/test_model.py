@@ -30,7 +30,10 @@ from hmtl_dist.tracking.mlflow import create_run, open_tracker
 from hmtl_dist.tracking.model_folder import Predictor, write_model
 
 # MLflow's own `mlflow.types.responses` makes it warn of itself when `mlflow.pyfunc` is imported.
-pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
 
 SIZE = 32
 CONFIG = ModelConfig(backbone="test_efficientnet")
