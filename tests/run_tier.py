@@ -22,14 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.tiers import TIERS, stacks_under
 
 RESULTS = Path("build/tests")
 MOST_AGAIN = 3
 SLOWEST = 5
-FILE_SECONDS = {"quick": 900.0, "slow": 400.0, "nightly": 7200.0}
+SESSION_SECONDS = {"quick": 900.0, "slow": 400.0, "nightly": 7200.0}
 """How long one session of a tier may take before it is ended."""
+TEST_SECONDS = {"quick": 300, "slow": 300, "nightly": 900}
+"""How long one test of a tier may take, unless its own marker says otherwise."""
 OF_THIS_SESSION = "HMTL_TEST_SESSION"
 """A variable that all processes of a session inherit."""
 
@@ -60,7 +63,8 @@ class Session:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what the command line asks for and return the exit code."""
-    ours, _, theirs = _split(arguments)
+    at = list(arguments).index("--") if "--" in arguments else len(arguments)
+    ours, theirs = arguments[:at], arguments[at + 1 :]
     parser = argparse.ArgumentParser(prog="python -m tests.run_tier", description="Run a tier of tests, or sum up.")
     parser.add_argument("tier", choices=[*TIERS, "summary"])
     parser.add_argument("paths", nargs="*", type=Path)
@@ -79,82 +83,72 @@ def main(arguments: Sequence[str]) -> int:
     return _run_one_by_one(given.tier, given.paths, theirs)
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    if "--" not in arguments:
-        return list(arguments), "", []
-    at = list(arguments).index("--")
-    return list(arguments[:at]), "--", list(arguments[at + 1 :])
-
-
 def _run_quick(paths: Sequence[Path], workers: int, extra: Sequence[str]) -> int:
     where = [str(path) for path in paths]
     parallel = ["--numprocesses", str(workers), "--dist", "loadfile"]
     first = _pytest("quick", "all", [*where, *parallel, *extra], show=True)
     failed = sorted({case.file for case in first.cases if case.outcome == "failed"})
-    if first.code in (0, 5) or not failed:
-        return 0 if first.code == 5 else first.code
-    return _again("quick", dict.fromkeys(failed, first.output), extra, shown=True)
+    if first.code == pytest.ExitCode.TESTS_FAILED and failed:  # and nothing else was wrong
+        return _again("quick", failed, extra)
+    return first.code
 
 
 def _run_one_by_one(tier: str, paths: Sequence[Path], extra: Sequence[str]) -> int:
-    failed: dict[str, str] = {}
-    passed = 0
-    files = files_of(tier, paths)
-    for number, (file, selected) in enumerate(files, 1):
-        print(f"[{number}/{len(files)}] {selected}", end=" ", flush=True)
-        ended = _pytest(tier, file, [selected, *extra])
+    failed: list[str] = []
+    selections = selections_of(tier, paths)
+    if not selections:
+        print(f"no test of the {tier} tier there")
+        return pytest.ExitCode.NO_TESTS_COLLECTED
+    for number, selected in enumerate(selections, 1):
+        print(f"[{number}/{len(selections)}] {selected}", end=" ", flush=True)
+        ended = _pytest(tier, selected, [selected, *extra])
         print(f"{_counts(ended)} in {ended.seconds:.0f} s", flush=True)
-        passed += ended.count("passed")
-        if ended.code not in (0, 5):
+        if ended.code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             print(ended.output, flush=True)
-            failed[selected] = ended.output
-    code = _again(tier, failed, extra, shown=True) if failed else 0
+            failed.append(selected)
+    code = _again(tier, failed, extra) if failed else 0
     _summarize(tier)
     return code
 
 
-def _again(tier: str, failed: dict[str, str], extra: Sequence[str], *, shown: bool) -> int:
+def _again(tier: str, failed: Sequence[str], extra: Sequence[str]) -> int:
     """Runs files that failed once more, each in a new process, and says which of them are flaky."""
     if len(failed) > MOST_AGAIN:
         print(f"{len(failed)} files failed, more than {MOST_AGAIN}: none is run again")
         return 1
-    flaky: list[str] = []
-    broken: list[str] = []
-    for selected, output in failed.items():
+    verdicts: list[str] = []
+    broken = False
+    for selected in failed:
         print(f"once more, in a new process: {selected}", end=" ", flush=True)
-        ended = _pytest(tier, f"{selected.partition('::')[0]}-again", [selected, *extra])
+        ended = _pytest(tier, f"{selected}-again", [selected, *extra])
         print(f"{_counts(ended)} in {ended.seconds:.0f} s", flush=True)
         if ended.code == 0:
-            flaky.append(selected)
-            if not shown:
-                print(output)
+            verdicts.append(f"flaky: {selected} (what went wrong the first time stands above)")
         else:
-            broken.append(selected)
+            broken = True
             print(ended.output, flush=True)
-    for selected in flaky:
-        print(f"flaky: {selected} (what went wrong the first time stands above)")
-    for selected in broken:
-        print(f"failed twice: {selected}")
-    return 1 if broken else 0
+            verdicts.append(f"failed twice: {selected}")
+    print(*verdicts, sep="\n", flush=True)
+    return int(broken)
 
 
-def files_of(tier: str, paths: Sequence[Path] = ()) -> list[tuple[str, str]]:
-    """The files that hold tests of a tier, each with what pytest is given for it (a file, or one test of it)."""
-    found: dict[str, str] = {}
+def selections_of(tier: str, paths: Sequence[Path]) -> list[str]:
+    """Files that hold tests of a tier, and single tests (`FILE::TEST`) as they were given, each once."""
+    found: dict[str, None] = {}
     for path in paths or [Path("tests")]:
-        file = Path(str(path).partition("::")[0])
-        inside = sorted(file.rglob("test_*.py")) if file.is_dir() else [file]
-        for one in inside:
-            if re.search(rf"\bmark\.{tier}\b", one.read_text(encoding="utf-8")):
-                found[str(one)] = str(path) if not file.is_dir() else str(one)
-    return list(found.items())
+        for one in sorted(path.rglob("test_*.py")) if path.is_dir() else [path]:
+            file = Path(str(one).partition("::")[0])
+            if re.search(rf"\bmark\.{tier}\b", file.read_text(encoding="utf-8")):
+                found[str(one)] = None
+    return list(found)
 
 
 def _pytest(tier: str, name: str, arguments: Sequence[str], *, show: bool = False) -> Session:
     """Runs a session of its own, waits for it, and ends whatever it has left running."""
-    result = RESULTS / tier / f"{name.replace('/', '.')}.xml"
+    result = RESULTS / tier / (re.sub(r"[^\w.-]+", ".", name) + ".xml")
     session = f"{os.getpid()}-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "pytest", "--tier", tier, f"--junitxml={result}", "-o", "junit_family=xunit1"]
+    command = [sys.executable, "-m", "pytest", "--tier", tier, f"--timeout={TEST_SECONDS[tier]}"]
+    command += [f"--junitxml={result}", "-o", "junit_family=xunit1"]
     begun = time.monotonic()
     log = result.with_suffix(".txt")
     with log.open("wb") as file:
@@ -167,10 +161,10 @@ def _pytest(tier: str, name: str, arguments: Sequence[str], *, show: bool = Fals
             start_new_session=True,
         )
         try:
-            process.wait(timeout=FILE_SECONDS[tier])
+            process.wait(timeout=SESSION_SECONDS[tier])
         except subprocess.TimeoutExpired:
             stacks = stacks_under(psutil.Process(process.pid))
-            print(f"ended after {FILE_SECONDS[tier]:.0f} s; stacks of its processes:\n{stacks}", flush=True)
+            print(f"ended after {SESSION_SECONDS[tier]:.0f} s; stacks of its processes:\n{stacks}", flush=True)
         finally:
             _end(session)
             process.kill()

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.strict_skips import FAILED_AND_SKIPPED
+
 pytest_plugins = ["pytester"]
 
 Run = Callable[..., int]
@@ -38,6 +40,10 @@ def test_skipped_test_passes_an_ordinary_session(run: Run) -> None:
 
 def test_skipped_module_fails_a_strict_session(run: Run) -> None:
     assert run(MODULE, "--strict-skips") == pytest.ExitCode.TESTS_FAILED
+
+
+def test_skip_beside_a_failure_has_an_exit_status_of_its_own(run: Run) -> None:
+    assert run(SKIPPED + "\ndef test_two(): assert False", "--strict-skips") == FAILED_AND_SKIPPED
 
 
 def test_expected_failure_is_no_skip(run: Run) -> None:

@@ -98,13 +98,13 @@ def test_leaves_one_running():
 """
 
 
-def run(folder: Path, **tests: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the slow tier of some test files in a process of its own."""
+def run(folder: Path, *selected: str, tier: str = "slow", **tests: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a tier of some test files in a process of its own."""
     (folder / "tests").mkdir()
     for name, text in tests.items():
         (folder / "tests" / f"test_{name}.py").write_text(text.replace("MARK", "mark"))
     return subprocess.run(
-        [sys.executable, "-m", "tests.run_tier", "slow", "--", "-p", "tests.tiers"],
+        [sys.executable, "-m", "tests.run_tier", tier, *selected, "--", "-p", "tests.tiers"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -128,3 +128,24 @@ def test_file_that_fails_twice_fails_and_nothing_runs_on_after_another(tmp_path:
     assert "slow: 1 passed, 1 failed, 0 skipped" in ended.stdout
     left = int((tmp_path / "left").read_text())
     assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.nightly
+def test_quick_file_that_fails_runs_once_more_too(tmp_path: Path) -> None:
+    ended = run(tmp_path, tier="quick", once=ONCE.replace("@pytest.MARK.slow\n", ""))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "flaky: tests/test_once.py" in ended.stdout
+
+
+@pytest.mark.nightly
+def test_each_of_several_tests_of_a_file_is_run(tmp_path: Path) -> None:
+    selected = ("tests/test_once.py::test_right", "tests/test_once.py::test_first_time_wrong")
+    ended = run(tmp_path, *selected, once=ONCE)
+    assert f"[1/2] {selected[0]} 1 passed" in ended.stdout
+    assert f"[2/2] {selected[1]} 1 failed" in ended.stdout
+
+
+@pytest.mark.nightly
+def test_tier_without_a_test_there_is_said(tmp_path: Path) -> None:
+    ended = run(tmp_path, tier="nightly", once=ONCE)
+    assert (ended.returncode, ended.stdout) == (5, "no test of the nightly tier there\n")

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterable
@@ -96,8 +95,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _folders_of_ray() -> list[Path]:
-    """Where Ray of this project's tests and runs keeps its sessions."""
-    return [path for path in Path(tempfile.gettempdir()).glob("hmtl-*") if path.is_dir()]
+    """Where Ray of this project's tests and runs keeps its sessions: the paths of its sockets must be short."""
+    return [path for path in Path("/tmp").glob("hmtl-*") if path.is_dir()]
 
 
 def log_tails(folders: Iterable[Path], since: float) -> list[tuple[Path, str]]:

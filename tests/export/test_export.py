@@ -165,7 +165,6 @@ def test_the_exported_model_is_worth_what_the_run_logged(
         assert one.low < one.value < one.high
 
 
-@pytest.mark.nightly
 def test_integers_of_8_bits_are_a_smaller_file_whose_loss_is_told(run: Finished, tmp_path: Path) -> None:
     export_model("tiny", form="onnx", out=tmp_path / "float", measure=False)
     found = export_model("tiny", form="onnx-int8", out=tmp_path / "int8").info
@@ -184,7 +183,6 @@ def test_integers_of_8_bits_are_a_smaller_file_whose_loss_is_told(run: Finished,
     assert {path.name for path in (tmp_path / "int8").iterdir()} == {"README.md", "model.json", "model.onnx"}
 
 
-@pytest.mark.nightly
 def test_without_figures_integers_say_that_their_loss_is_not_known(
     run: Finished, exported: dict[Format, Path], tmp_path: Path
 ) -> None:
@@ -196,7 +194,6 @@ def test_without_figures_integers_say_that_their_loss_is_not_known(
     assert "What it is worth" not in card
 
 
-@pytest.mark.nightly
 def test_the_held_out_fold_gives_no_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained.train(tmp_path, "folded", data={"folds": 2, "fold": 1})
     seen: list[Tensor] = []
@@ -295,7 +292,6 @@ def test_a_damaged_export_is_not_opened(exported: dict[Format, Path], tmp_path: 
         open_model(tmp_path)
 
 
-@pytest.mark.nightly
 def test_the_command_answers_in_json_and_refuses_an_unknown_run_in_one_line(run: Finished, tmp_path: Path) -> None:
     def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hmtl_dist", "export", *arguments]

@@ -98,7 +98,6 @@ def test_what_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
         find_pictures([str(tmp_path)])
 
 
-@pytest.mark.nightly
 def test_the_command_writes_a_table_json_and_csv_and_says_what_it_could_not_read(
     model: Path, pictures: Path, tmp_path: Path
 ) -> None:

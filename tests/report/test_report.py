@@ -69,7 +69,6 @@ def test_the_page_needs_nothing_else(study: Study) -> None:
     assert "<script" not in page
 
 
-@pytest.mark.nightly
 def test_the_page_in_a_browser(study: Study, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
@@ -111,7 +110,6 @@ def test_a_folder_that_is_not_there_is_one_line_before_anything_is_read(tmp_path
     assert (done.exit_code, len(done.stderr.strip().splitlines())) == (2, 1)
 
 
-@pytest.mark.nightly
 def test_the_command_writes_the_page(tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tracking.uri))
     done = CliRunner().invoke(app, ["report", "made", "--out", str(tmp_path / "page.html")])

@@ -43,7 +43,6 @@ def test_a_view_by_run_and_one_by_row_are_saved_once(said: str, tracking: Tracki
     assert sorted(experiment.tags) == ["mlflow.sharedViewState.hmtl-rows", "mlflow.sharedViewState.hmtl-runs"]
 
 
-@pytest.mark.nightly
 def test_a_browser_shows_runs_grouped_by_row_with_our_charts(said: str, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
@@ -86,7 +85,6 @@ def test_runs_of_services_that_have_stopped_are_told_of(own_home: Path, monkeypa
         raise UserError("nothing there")
 
 
-@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning")
 def test_a_database_is_served_until_ctrl_c(own_home: Path) -> None:
