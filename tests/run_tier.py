@@ -85,7 +85,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run_quick(paths: Sequence[Path], workers: int, extra: Sequence[str]) -> int:
     where = [str(path) for path in paths]
-    parallel = ["--numprocesses", str(workers), "--dist", "loadfile"]
+    # in the order of the folders: by number of tests, as xdist has it, the files of one long test would come last
+    parallel = ["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     first = _pytest("quick", "all", [*where, *parallel, *extra], show=True)
     failed = sorted({case.file for case in first.cases if case.outcome == "failed"})
     if first.code == pytest.ExitCode.TESTS_FAILED and failed:  # and nothing else was wrong

@@ -60,6 +60,7 @@ def test_failure_shows_the_end_of_the_logs_written_meanwhile(pytester: pytest.Py
     assert "before.log" not in shown
 
 
+@pytest.mark.nightly
 def test_time_out_shows_the_stacks_of_started_processes(pytester: pytest.Pytester) -> None:
     file = pytester.makepyfile(
         """
@@ -121,6 +122,7 @@ def test_file_that_fails_is_flaky_if_it_passes_once_more_and_says_why(tmp_path: 
     assert "slow: 2 passed, 0 failed, 0 skipped" in ended.stdout
 
 
+@pytest.mark.nightly
 def test_file_that_fails_twice_fails_and_nothing_runs_on_after_another(tmp_path: Path) -> None:
     ended = run(tmp_path, always=ALWAYS, leaves=LEAVES)
     assert ended.returncode == 1

@@ -80,6 +80,7 @@ def test_a_run_that_is_refused_leaves_no_folder_but_one_that_is_there_stays(trai
     assert kept.read_text() == "what was\n"
 
 
+@pytest.mark.nightly
 def test_a_finished_run_that_is_started_again_says_so(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     for _ in range(2):
