@@ -5,9 +5,12 @@
 import importlib
 import logging
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -196,7 +199,7 @@ def _import_deepspeed(device: torch.device) -> Any:
         os.environ["LOCAL_RANK"] = str(device.index or 0)  # where DeepSpeed takes its device from
     else:
         os.environ.setdefault("LOCAL_RANK", "0")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_autotuner():
         warnings.simplefilter("ignore")  # loads parts of torch that are deprecated there
         deepspeed = importlib.import_module("deepspeed")
     # how DeepSpeed 0.19.8 gathers; torch 2.13 has another name for it
@@ -207,6 +210,19 @@ def _import_deepspeed(device: torch.device) -> Any:
     logger.handlers.clear()
     logger.propagate = True
     return deepspeed
+
+
+@contextmanager
+def _without_autotuner() -> Generator[None]:
+    """Leave out the autotuner, which only DeepSpeed's own launcher runs, and which imports MLflow: seconds a rank."""
+    stub = ModuleType("deepspeed.autotuning.autotuner")
+    vars(stub)["Autotuner"] = None
+    known = sys.modules.setdefault(stub.__name__, stub)
+    try:
+        yield
+    finally:
+        if known is stub:
+            del sys.modules[stub.__name__]
 
 
 def _gather(partition: Tensor) -> Tensor:

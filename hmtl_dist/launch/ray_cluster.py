@@ -31,6 +31,8 @@ _START_SECONDS = 240.0
 """How long the servers of an own Ray may take to start."""
 _LOOK_SECONDS = 0.2
 """How often its servers are looked for meanwhile."""
+_ACTORS = 3
+"""Processes of an own Ray beside the workers."""
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing large goes through Ray's object store: little more than the least it accepts."""
 
@@ -54,6 +56,7 @@ _OWN_RAY_VARIABLES = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # and nobody elsewhere connect: Ray then listens on loopback alone
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_worker_maximum_startup_concurrency": "64",  # all processes of a run at once, not one for each core at a time
 }
 
 
@@ -200,25 +203,23 @@ def _init_own(scratch: Path, num_cpus: int) -> None:
 
     ray.init(
         address="local",
-        # an own Ray is as large as the run: its cores are only a count that must suffice
+        # an own Ray is as large as the run: its cores are only a count that must suffice, and Ray starts as many
+        # processes in advance
         num_cpus=num_cpus,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
-        # the same environment as Ray Train's actors: they then take the worker processes that Ray starts in advance
-        runtime_env={"env_vars": {name: os.environ[name] for name in _worker_variables()}},
         _temp_dir=str(scratch),
     )
 
 
 def _cores(launch: LaunchConfig) -> int:
-    """Return how many cores an own Ray has: what the run's workers need, or all of this machine's."""
+    """Return how many cores an own Ray has: what the run's workers need, or all of this machine's.
+
+    At least one for each process that takes part: the workers, mailbox, controller and barrier.
+    """
     if launch.num_workers == "auto":
         return len(os.sched_getaffinity(0))
-    return math.ceil(launch.num_workers * launch.cpus_per_worker)
-
-
-def _worker_variables() -> list[str]:
-    return [*_TRAIN_VARIABLES, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]
+    return max(math.ceil(launch.num_workers * launch.cpus_per_worker), launch.num_workers + _ACTORS)
 
 
 def _join(launch: LaunchConfig, address: str) -> None:

@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from datetime import timedelta
-from secrets import token_hex
 from typing import Any, cast
 
 from hmtl_dist.data.storage import REACHED
@@ -27,7 +25,7 @@ from hmtl_dist.launch.ray_nodes import actor_here, living_nodes, scales
 from hmtl_dist.launch.relay import Relay
 from hmtl_dist.launch.room import check_accelerator, with_workers, workers_on
 from hmtl_dist.launch.signals import StopRequest
-from hmtl_dist.run_config import LaunchConfig, RunConfig
+from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.background import in_thread
 from hmtl_dist.train.base import Outcome, Place, Progress
 
@@ -174,97 +172,53 @@ def _placed(config: RunConfig, cluster: Cluster, say: Callable[[str], None]) -> 
 
 def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: Cluster) -> Any:
     import ray.train
-    import ray.train.torch
 
     launch = config.launch
-    unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if cluster.own else set[str]())
-
-    class Trainer(ray.train.torch.TorchTrainer):
-        """Without an actor for Ray Data and, in an own Ray, one for clusters that outlive a run: 2 s less each."""
-
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks: list[Any] = super()._create_default_callbacks()
-            return [callback for callback in callbacks if type(callback).__name__ not in unused]
-
+    backend = "nccl" if launch.gpus_per_worker > 0 else "gloo"
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker > 0:
         resources["GPU"] = launch.gpus_per_worker
-    return Trainer(
-        _train_on_worker,
-        train_loop_config={
-            "config": config,
-            "train": train,
-            "relay": relay,
-            "storage": run_folder(config),
-            "scraped": not cluster.own,
-        },
-        scaling_config=ray.train.ScalingConfig(
+    task = {
+        "config": config,
+        "train": train,
+        "relay": relay,
+        "storage": run_folder(config),
+        "scraped": not cluster.own,
+    }
+
+    def train_on_worker() -> "Outcome | TrainingError | UserError":
+        # the task within, not as Ray Train's configuration: its controller would import torch to read that
+        return _train_on_worker(task)
+
+    arguments: dict[str, Any] = {
+        "scaling_config": ray.train.ScalingConfig(
             num_workers=launch.world_size,
             use_gpu=launch.gpus_per_worker > 0,
             resources_per_worker=resources,
             accelerator_type=launch.accelerator_type,
         ),
-        torch_config=_process_group(launch, cluster),
-        run_config=ray.train.RunConfig(
+        "run_config": ray.train.RunConfig(
             name=config.name,
             # our checkpoints are elsewhere; this holds what Ray Train's controller, on this machine, writes of its own
             storage_path=str(cluster.scratch / "train"),
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures, controller_failure_limit=0),
         ),
-    )
+    }
+    if cluster.own:
+        from hmtl_dist.launch.ray_own import FileConfig, OwnRayTrainer
 
+        return OwnRayTrainer(train_on_worker, backend_config=FileConfig(backend, str(cluster.scratch)), **arguments)
 
-def _process_group(launch: LaunchConfig, cluster: Cluster) -> Any:
-    """Say how the ranks find one another: on one machine by a file, as torch's own store listens to the network."""
-    import ray
     import ray.train.torch
 
-    config = ray.train.torch.TorchConfig(backend="nccl" if launch.gpus_per_worker > 0 else "gloo")
-    if not cluster.own:
-        return config
-    folder = cluster.scratch
+    class Trainer(ray.train.torch.TorchTrainer):
+        """Without an actor for Ray Data: 2 s less."""
 
-    class FileBackend(config.backend_cls):
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            address = f"file://{folder}/ranks-{token_hex(8)}"  # another one each time: the ranks of before are dead
-            ray.get(
-                [
-                    worker_group.execute_single_async(
-                        rank, _join_ranks, backend_config.backend, address, backend_config.timeout_s
-                    )
-                    for rank in range(len(worker_group))
-                ]
-            )
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
 
-    class FileConfig(ray.train.torch.TorchConfig):
-        @property
-        def backend_cls(self) -> Any:
-            return FileBackend
-
-    return FileConfig(backend=config.backend)
-
-
-def _join_ranks(backend: str, address: str, seconds: int) -> None:
-    """Make the process group, and set what libraries ask the environment for, as `torchrun` does."""
-    import ray.train
-    import torch.distributed as dist
-
-    context = ray.train.get_context()
-    figures = {
-        "RANK": context.get_world_rank(),
-        "WORLD_SIZE": context.get_world_size(),
-        "LOCAL_RANK": context.get_local_rank(),
-        "LOCAL_WORLD_SIZE": context.get_local_world_size(),
-        "NODE_RANK": context.get_node_rank(),
-    }
-    os.environ.update({name: str(value) for name, value in figures.items()})
-    dist.init_process_group(
-        backend,
-        init_method=address,
-        rank=figures["RANK"],
-        world_size=figures["WORLD_SIZE"],
-        timeout=timedelta(seconds=seconds),
-    )
+    return Trainer(train_on_worker, torch_config=ray.train.torch.TorchConfig(backend=backend), **arguments)
 
 
 def _train_on_worker(task: dict[str, Any]) -> "Outcome | TrainingError | UserError":

@@ -96,6 +96,10 @@ def test_deepspeed_prints_nothing_and_compiles_nothing(folder: Path, figures: Fi
     assert not (folder / "extensions").exists()
 
 
+def test_deepspeed_does_not_load_mlflow_for_its_autotuner(figures: Figures) -> None:
+    assert not figures["mlflow is loaded"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_rank_goes_on_where_two_stopped(folder: Path, figures: Figures, name: str) -> None:
     assert figures

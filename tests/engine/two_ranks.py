@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,7 @@ def explore(rank: int, folder: Path) -> None:
         **_average(rank),
         **_ranks(rank),
         **_skip(rank),
+        "mlflow is loaded": "mlflow" in sys.modules,
     }
     if rank == 0:
         (folder / "figures.json").write_text(json.dumps(figures))
