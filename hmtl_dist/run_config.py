@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.augment.mixing import mixes
-from hmtl_dist.config.base import Section
+from hmtl_dist.config.base import MAY_CHANGE, Section
 from hmtl_dist.data.config import DataConfig
 from hmtl_dist.engine.optim import EngineConfig, OptimConfig
 from hmtl_dist.errors import UserError
@@ -27,37 +27,37 @@ class TrainConfig(Section):
     """Passes over the training split."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps, if sooner than the epochs."""
-    report_every_steps: Count = 10
+    report_every_steps: Annotated[Count, MAY_CHANGE] = 10
     """Optimizer steps in a report window: progress, metrics and tracking are written once a window."""
-    evaluate_every_epochs: Count = 1
+    evaluate_every_epochs: Annotated[Count, MAY_CHANGE] = 1
     """Evaluate on `data.eval_split` after every so many epochs; the last epoch is always evaluated."""
-    checkpoint_every_epochs: Count = 1
+    checkpoint_every_epochs: Annotated[Count, MAY_CHANGE] = 1
     """Save after every so many epochs; the end of the run is always saved."""
-    checkpoint_every_steps: Count | None = None
+    checkpoint_every_steps: Annotated[Count | None, MAY_CHANGE] = None
     """Save after every so many optimizer steps too."""
-    checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    checkpoint_every_minutes: Annotated[Annotated[float, Field(gt=0)] | None, MAY_CHANGE] = 10.0
     """Save too when so many minutes have passed since the last checkpoint; null: never by the clock."""
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Annotated[Count, MAY_CHANGE] = 2
     """How many of the newest checkpoints to keep."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_nonfinite: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
     """What becomes of a step whose loss or gradient is not finite: the run ends, or the step is left out."""
-    hang_minutes: Annotated[float, Field(gt=0)] = 20.0
+    hang_minutes: Annotated[float, Field(gt=0), MAY_CHANGE] = 20.0
     """A rank that takes no step for so long writes its stacks to `stacks.txt` and ends; Ray starts the run again."""
-    max_skipped: Annotated[int, Field(ge=0)] = 10
+    max_skipped: Annotated[int, Field(ge=0), MAY_CHANGE] = 10
     """Most steps that `on_nonfinite=skip` leaves out in the whole run, before it ends."""
     monitor: Annotated[str, Field(pattern=r"^eval/[^/]+/.+$")] | None = None
     """Figure that decides which evaluation was best, such as `eval/expression/accuracy`; its checkpoint is kept and
     its figures are told apart as `best/...`. Empty: none is."""
     monitor_mode: Literal["max", "min"] = "max"
     """Whether more (`max`) or less (`min`) of the monitored figure is better."""
-    groups: tuple[str, ...] = ()
+    groups: Annotated[tuple[str, ...], MAY_CHANGE] = ()
     """Labels whose groups are told apart when evaluating, such as `[gender, age]`: figures of each group, and the gap
     of the best and the worst one, `eval/TASK/gap/LABEL/FIGURE`. A number label needs `bands`."""
-    bands: dict[str, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(
+    bands: Annotated[dict[str, Annotated[tuple[float, ...], Field(min_length=1)]], MAY_CHANGE] = Field(
         default_factory=lambda: {"age": (20.0, 40.0, 60.0)}
     )
     """Where the groups of a number label end, in its unit: [20, 40] parts under 20, 20 to under 40, and 40 and over."""
-    gap_figures: tuple[Annotated[str, Field(pattern=r"^[^/]+/.+$")], ...] = ()
+    gap_figures: Annotated[tuple[Annotated[str, Field(pattern=r"^[^/]+/.+$")], ...], MAY_CHANGE] = ()
     """Figures that are told by group, such as `expression/accuracy`; empty: all of every supervised task."""
 
     @field_validator("bands")
@@ -113,7 +113,7 @@ class LaunchConfig(Section):
 class RunConfig(Section):
     """A training run: the run is a pure function of this tree."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "run"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"), MAY_CHANGE] = "run"
     """Name of the run and of its folder; the same name goes on where that run stopped."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Moves initialisation, sample order, augmentation and every pretext draw."""
@@ -133,9 +133,9 @@ class RunConfig(Section):
     """How a step is computed."""
     train: TrainConfig = TrainConfig()
     """How long, and how often to report, evaluate and save."""
-    launch: LaunchConfig = LaunchConfig()
+    launch: Annotated[LaunchConfig, MAY_CHANGE] = LaunchConfig()
     """Where the workers are placed."""
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: Annotated[TrackingConfig, MAY_CHANGE] = TrackingConfig()
     """Where the run is recorded."""
 
     @field_validator("tasks")

@@ -1,13 +1,16 @@
 """What no section of the configuration can see alone."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from hmtl_dist.config.base import changeable, may_change
 from hmtl_dist.config.io import describe, list_shipped, load_tree
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 
+REPOSITORY = Path(__file__).parents[1]
 RECIPE = """
 data: {url: faces, batch_size: 32, lanes: 8}
 tasks:
@@ -110,3 +113,25 @@ def test_which_samples_take_part_may_not_depend_on_the_workers(recipe: str) -> N
         recipe, "launch.num_workers=8", "tasks.p.type=puzzling", "tasks.p.supervise=clean", "tasks.p.every=8"
     )
     assert message.startswith("tasks.p.every: 8 does not divide the 4 samples that a worker takes at once")
+
+
+def test_documentation_names_what_may_change_in_a_begun_run() -> None:
+    text = (REPOSITORY / "docs" / "reliability.md").read_text()
+    said = text.partition("- *Changed settings*")[2].partition("The option")[0]
+    assert sorted(re.findall(r"`([^`]+)`", said)) == sorted(changeable(RunConfig))
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("name", True),
+        ("launch.num_workers", True),
+        ("tracking.tags.owner", True),
+        ("data.cache.folder", True),
+        ("data.cached", False),
+        ("train.epochs", False),
+        ("tasks.name.type", False),
+    ],
+)
+def test_a_path_may_change_if_it_or_a_section_above_is_marked(key: str, *, expected: bool) -> None:
+    assert may_change(RunConfig, key) == expected

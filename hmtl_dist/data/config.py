@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from hmtl_dist.config.base import Section
+from hmtl_dist.config.base import MAY_CHANGE, Section
 
 
 class MixedSet(Section):
@@ -30,13 +30,13 @@ class CacheConfig(Section):
 class DataConfig(Section):
     """Where samples come from, how many make a batch, and how they are read."""
 
-    url: str
+    url: Annotated[str, MAY_CHANGE]  # what counts is the digest of the data
     """Data set as `hmtl-dist data build` wrote it: `s3://bucket/prefix` or a local folder."""
     train_split: str = "train"
     """Split that is trained on."""
-    eval_split: str = "val"
+    eval_split: Annotated[str, MAY_CHANGE] = "val"
     """Split that is evaluated on, whole; not read with `folds`."""
-    eval_url: str | None = None
+    eval_url: Annotated[str | None, MAY_CHANGE] = None
     """Data set of which `eval_split` is evaluated on, such as AFLW2000 for 300W-LP; null: `url`."""
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Fraction of the training samples of `url` to train on, in whole groups where the set has groups."""
@@ -65,13 +65,13 @@ class DataConfig(Section):
     """Parallel reading lanes of an epoch; a multiple of every number of training workers you may want to use."""
     shuffle_block: Annotated[int, Field(ge=1)] = 1024
     """Samples of a lane that are shuffled, and so read, together."""
-    num_workers: Annotated[int, Field(ge=0, le=64)] = 1
+    num_workers: Annotated[int, Field(ge=0, le=64), MAY_CHANGE] = 1
     """Data-loader processes of each training worker; 0 loads in the training process itself."""
-    prefetch_batches: Annotated[int, Field(ge=1, le=64)] = 2
+    prefetch_batches: Annotated[int, Field(ge=1, le=64), MAY_CHANGE] = 2
     """Batches that the data-loader processes may be ahead of the training step."""
-    buffer_bytes: Annotated[int, Field(ge=1 << 20)] = 512 << 20
+    buffer_bytes: Annotated[int, Field(ge=1 << 20), MAY_CHANGE] = 512 << 20
     """Most bytes of encoded pictures that one training worker, with its data-loader processes, holds in memory."""
-    cache: CacheConfig | None = None
+    cache: Annotated[CacheConfig | None, MAY_CHANGE] = None
     """Keep shards of S3 whole on each machine, for the next epoch and for the other workers there; null: read ranges
     anew each time. It pays where a machine's part of the data fits into it."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from hmtl_dist.config.base import may_change
 from hmtl_dist.config.dialect import one_line
 from hmtl_dist.config.io import flatten, load_tree
 from hmtl_dist.errors import UserError
@@ -24,7 +25,6 @@ from hmtl_dist.launch.signals import StopRequest
 from hmtl_dist.reproduce.results import Result, Store, changed
 from hmtl_dist.reproduce.suite import Job
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.train.saving import HARMLESS
 
 POLL_SECONDS = 0.1
 PR_SET_PDEATHSIG = 1
@@ -72,7 +72,7 @@ def check(jobs: Sequence[Job]) -> list[Planned]:
             config = load_tree(RunConfig, job.recipe, job.overrides)
         except UserError as error:
             raise UserError(f"row {job.row}: {error}") from error
-        settings = {key: value for key, value in flatten(config).items() if not key.startswith(HARMLESS)}
+        settings = {key: value for key, value in flatten(config).items() if not may_change(RunConfig, key)}
         planned.append(Planned(job, settings | {"after": str(job.after)}, config.data.batch_size))
     return planned
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pydantic import ConfigDict, ValidationError
 from pydantic import Field as PydanticField
 
-from hmtl_dist.config.base import Section
+from hmtl_dist.config.base import Section, may_change
 from hmtl_dist.config.explain import explain
 from hmtl_dist.config.io import flatten, to_dict
 from hmtl_dist.data.schema import Field, IndexHeader
@@ -36,38 +36,8 @@ from hmtl_dist.train.best import BEST_STEP
 OBJECTIVE = "objective"
 """Name of the checkpoint's file with the state of tasks and weighting."""
 
-HARMLESS = (
-    "name",
-    "launch.",
-    "tracking.",
-    "train.report_every_steps",
-    "train.evaluate_every_epochs",
-    "train.checkpoint_every_epochs",
-    "train.checkpoint_every_steps",
-    "train.checkpoint_every_minutes",
-    "train.keep_checkpoints",
-    "train.hang_minutes",
-    "train.on_nonfinite",
-    "train.max_skipped",
-    "train.groups",
-    "train.bands",
-    "train.gap_figures",
-    "data.url",
-    "data.eval_split",
-    "data.eval_url",
-    "data.num_workers",
-    "data.prefetch_batches",
-    "data.buffer_bytes",
-    "data.cache",
-)
-"""Keys, or beginnings of keys, that may change between the parts of a run.
-
-They move no sample and no step of the schedule. Another `launch.num_workers` takes the same samples in the same order,
-but sums in another order and gives BatchNorm and dropout other shares; other devices or threads round otherwise.
-`data.url` may change because the digest of the data is compared instead.
-"""
-
-
+LENGTH = ("train.epochs", "train.max_steps")
+"""Where a run ends. Another end moves no step that was taken, unless the learning rate was planned for it."""
 SHOWN_CHANGES = 4
 KEPT_FIGURES = 1000
 """Most windows and evaluations that wait for MLflow of which a checkpoint holds the figures: the newest ones."""
@@ -153,23 +123,31 @@ def check_changes(manifest: Mapping[str, Any], config: RunConfig) -> None:
     """Compare the configuration that a run goes on with to the one it was begun with.
 
     Raises:
-        UserError: They differ in more than what is harmless; names the differences.
+        UserError: They differ in more than what may change; names the differences. A run without a planned learning
+            rate may end elsewhere.
     """
     before = saved_config(manifest)
     then, now = flatten(before), flatten(config)
     if before.tasks.keys() == config.tasks.keys():  # heads are initialised, and weightings remember, in this order
         then["the order of tasks"], now["the order of tasks"] = ", ".join(before.tasks), ", ".join(config.tasks)
     changed = sorted(
-        key for key in then.keys() | now.keys() if then.get(key) != now.get(key) and not key.startswith(HARMLESS)
+        key for key in then.keys() | now.keys() if then.get(key) != now.get(key) and not may_change(RunConfig, key)
     )
+    if {before.optim.schedule, config.optim.schedule} == {"constant"}:
+        changed = [key for key in changed if key not in LENGTH]
     if changed:
         said = ", and with ".join(
             f"{key}={then.get(key, 'unset')}, now it is {now.get(key, 'unset')}" for key in changed[:SHOWN_CHANGES]
         )
         more = f" (and {len(changed) - SHOWN_CHANGES} more)" if len(changed) > SHOWN_CHANGES else ""
+        planned = (
+            f"optim.schedule={before.optim.schedule} has planned the learning rate for that end (constant plans none); "
+            if set(changed) <= set(LENGTH)
+            else ""
+        )
         raise UserError(
-            f"run '{config.name}' was begun with {said}{more}; set it back, accept it with --allow-changes, or give "
-            f"the new run another name, such as name={config.name}-2"
+            f"run '{config.name}' was begun with {said}{more}; {planned}set it back, accept it with --allow-changes, "
+            f"or give the new run another name, such as name={config.name}-2"
         )
 
 

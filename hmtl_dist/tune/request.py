@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hmtl_dist.config.base import may_change
 from hmtl_dist.config.io import Tree, flatten, home, read_recipe
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
@@ -140,10 +141,8 @@ class Request:
 
     def settings(self) -> dict[str, str]:
         """Return what decides the trials, to be compared when the sweep goes on."""
-        from hmtl_dist.train.saving import HARMLESS
-
         space = {f"space.{key}": value for key, value in flatten(self.space).items() if key not in FREE}
-        config = {key: value for key, value in flatten(self.config).items() if not key.startswith(HARMLESS)}
+        config = {key: value for key, value in flatten(self.config).items() if not may_change(RunConfig, key)}
         return space | config
 
 

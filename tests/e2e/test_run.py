@@ -70,6 +70,17 @@ def test_a_run_stopped_in_mid_epoch_ends_like_the_uninterrupted_one(resumed: Fin
     assert resumed.outcome.metrics == uninterrupted.outcome.metrics
 
 
+@pytest.mark.nightly
+def test_a_finished_run_that_is_made_longer_ends_like_one_that_was_begun_so(url: str) -> None:
+    constant = {"schedule": "constant"}
+    begun_so = finish(config("begun-so", url, optim=constant))
+    short = drive(config("longer", url, optim=constant, train={"max_steps": MID_EPOCH}), lambda progress: None).outcome
+    assert (short.status, short.global_step) == ("FINISHED", MID_EPOCH)
+    longer = finish(config("longer", url, optim=constant))
+    assert weights(longer.outcome.checkpoint) == weights(begun_so.outcome.checkpoint)
+    assert longer.outcome.metrics == begun_so.outcome.metrics
+
+
 def test_a_stopped_run_is_recorded_once_a_step(resumed: Finished) -> None:
     events = journal(resumed.folder)
     steps = [event["step"] for event in events if "train/loss/total" in event.get("values", {})]

@@ -99,6 +99,26 @@ def test_a_changed_setting_is_refused_by_name(
         check_changes(manifest(tmp_path), config(**sections))
 
 
+@pytest.mark.parametrize(("schedule", "accepted"), [("constant", True), ("cosine", False), ("step", False)])
+@pytest.mark.parametrize("changed", [{"epochs": 99}, {"max_steps": 7}], ids=["epochs", "max_steps"])
+def test_a_run_may_end_elsewhere_where_no_learning_rate_was_planned_for_its_end(
+    tmp_path: Path, changed: dict[str, int], schedule: str, *, accepted: bool
+) -> None:
+    save(config(optim={"schedule": schedule}), tmp_path)
+    longer = config(optim={"schedule": schedule}, train=changed)
+    if accepted:
+        check_changes(manifest(tmp_path), longer)
+    else:
+        with pytest.raises(UserError, match=rf"; optim\.schedule={schedule} has planned the learning rate for that "):
+            check_changes(manifest(tmp_path), longer)
+
+
+def test_a_schedule_that_planned_nothing_may_not_begin_to(tmp_path: Path) -> None:
+    save(config(optim={"schedule": "constant"}), tmp_path)
+    with pytest.raises(UserError, match=r"optim\.schedule=constant, now it is cosine, and with train\.epochs=10"):
+        check_changes(manifest(tmp_path), config(optim={"schedule": "cosine"}, train={"epochs": 99}))
+
+
 def test_a_setting_that_is_new_is_refused_as_unset_before(tmp_path: Path) -> None:
     save(config(model={"backbone": "test_byobnet"}), tmp_path)
     tasks = {
