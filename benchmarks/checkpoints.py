@@ -43,7 +43,7 @@ def measure(trainee: Trainee, run: Run) -> Figures:
             rows[kind].append(time.perf_counter() - begun)
             trainee.saver.saved()  # what is still being written is no part of the next segment,
             rows[f"{kind}_cpu"].append(time.process_time() - used)  # but its work is of this one
-    checkpoint = Path(trainee.place.storage) / "checkpoints"
+    checkpoint = Path(trainee.place.run.folder) / "checkpoints"
     size = sum(file.stat().st_size for file in checkpoint.rglob("*")) if "://" not in str(checkpoint) else 0
     return {name: values[1:] for name, values in rows.items()} | {"bytes": size, "steps": every}
 

@@ -19,7 +19,7 @@ from hmtl_dist.data.build import BuildSettings, build
 from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.base import SilentTracker
-from hmtl_dist.train.base import Place, Progress
+from hmtl_dist.train.base import Place, Progress, RunContext
 from hmtl_dist.train.loop import Run
 from hmtl_dist.train.worker import Trainee
 
@@ -79,8 +79,8 @@ def _rank(rank: int, config: RunConfig, measure: Measure, ranks: int, folder: st
     dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=ranks)
     os.environ["LOCAL_RANK"] = str(rank)
     scratch = Path(folder) / f"rank-{rank}"
-    storage = f"{config.launch.storage}/bench"
-    trainee = Trainee(config, Place(rank, ranks, rank, "cpu", scratch, storage))
+    run_folder = f"{config.launch.storage}/bench"
+    trainee = Trainee(config, Place(rank, ranks, rank, "cpu", scratch, RunContext(run_folder)))
     with trainee.open_train_stream() as stream:
         run = replace(
             trainee.make_run(stream, SilentTracker(), Silent(), None),

@@ -33,11 +33,12 @@ from hmtl_dist.config.io import home, load_tree
 from hmtl_dist.data.build import BuildSettings, build
 from hmtl_dist.data.stream import Batch
 from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.launch.place import run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.registry import start_services, stop_services
 from hmtl_dist.tracking.config import resolve
 from hmtl_dist.tracking.mlflow import create_run
-from hmtl_dist.train.base import Listener, Outcome, Place, Progress
+from hmtl_dist.train.base import Listener, Outcome, Place, Progress, RunContext
 from hmtl_dist.train.loop import Share
 
 MARKS = "marks.jsonl"
@@ -141,9 +142,9 @@ def main() -> None:
                     *(f"launch.max_failures={settings.kills}", f"launch.storage={services.bucket_url}/runs"),
                 ],
             )
-            tracking = resolve(config.tracking, create_run(config.tracking, name=config.name))
+            recording = resolve(config.tracking, create_run(config.tracking, name=config.name))
             killer = Killer(settings.kills)
-            run_ray(config.model_copy(update={"tracking": tracking}), killer, measure)
+            run_ray(config, killer, measure, run=RunContext(run_folder(config), recording))
             ranks = [
                 [json.loads(line) for line in file.read_text().splitlines()]
                 for file in sorted((home() / "runs" / "recovery").glob(f"rank-*/{MARKS}"))

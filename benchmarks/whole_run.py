@@ -20,11 +20,12 @@ from pathlib import Path
 from hmtl_dist.config.io import load_tree
 from hmtl_dist.data.build import BuildSettings, build
 from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.launch.place import run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.registry import start_services, stop_services
 from hmtl_dist.tracking.config import resolve
 from hmtl_dist.tracking.mlflow import create_run
-from hmtl_dist.train.base import Listener, Outcome, Place
+from hmtl_dist.train.base import Listener, Outcome, Place, RunContext
 
 RESULT = "whole_run.json"
 
@@ -107,9 +108,8 @@ def main() -> None:
                     "train.epochs=1000",
                 ],
             )
-            run_id = create_run(config.tracking, name=config.name)
-            config = config.model_copy(update={"tracking": resolve(config.tracking, run_id)})
-            run_ray(config, lambda _: None, train=measure)
+            recording = resolve(config.tracking, create_run(config.tracking, name=config.name))
+            run_ray(config, lambda _: None, train=measure, run=RunContext(run_folder(config), recording))
             seconds = json.loads((Path(home) / "runs" / "bench" / "rank-0" / RESULT).read_text())
         finally:
             stop_services(Path(home))

@@ -5,7 +5,6 @@ Shape legend: N pictures, B of them in a batch.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,7 +55,7 @@ def ask(
     total, done = sum(source.chosen for source in evaluation.sources), 0
     ids: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {name: [] for name in readings}
-    with open_stream(config, evaluation, Place(0, 1, 0, "cpu", Path(), "")) as stream:
+    with open_stream(config, evaluation, Place.alone()) as stream:
         for batch in stream:
             said = predictor.answer(batch.images.permute(0, 3, 1, 2).float() / 255)
             counts = batch.weight > 0

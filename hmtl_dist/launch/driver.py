@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,14 @@ from hmtl_dist.launch.cost import Cost, account
 from hmtl_dist.launch.lock import only_one
 from hmtl_dist.launch.place import run_folder
 from hmtl_dist.launch.preflight import check_data
-from hmtl_dist.launch.record import check_place, read_record, write_record
+from hmtl_dist.launch.record import Record, check_place, read_record, write_record
 from hmtl_dist.launch.sync import undelivered
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.tracking.config import resolve
+from hmtl_dist.tracking.config import Recording, resolve
 from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.mlflow import create_run, finish_run, record_figures, run_url
-from hmtl_dist.train.base import Listener, Outcome, Progress
-from hmtl_dist.train.saving import check_changes, checkpoints_folder
+from hmtl_dist.train.base import Callback, Listener, Outcome, Progress, RunContext
+from hmtl_dist.train.saving import check_changes, checkpoints_folder, read_entries
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ def drive(
     on_stop: Callable[[], None] = lambda: None,
     listener: Listener | None = None,
     say: Callable[[str], None] = lambda text: None,
+    parent: str | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Finished:
     """Run a training to its end, going on where an earlier call with the same name stopped.
 
@@ -58,6 +60,8 @@ def drive(
         listener: Who is told too, and may ask to stop, such as a search. With `launch.kind=local` it is told all that
             a rank has to say, instead of `show`; with Ray it is only asked whether to stop.
         say: Called with what the user should know of where it runs.
+        parent: MLflow run that the run belongs to, if it has none of its own yet.
+        callbacks: Told on every rank, in its training process; picklable, with Ray.
 
     Raises:
         UserError: Something the user can mend.
@@ -65,77 +69,80 @@ def drive(
     """
     folder = run_folder(config)
     if config.launch.kind == "local" and os.environ.get("RANK", "0") != "0":  # under torchrun every rank comes here
-        return _run(config, folder, show, on_stop, listener, say)
+        return _run(config, RunContext(folder, callbacks=tuple(callbacks)), show, on_stop, listener, say)
     check_data(config)
     with only_one(folder, config.name):
         check_place(config, folder)
         manifest = newest_manifest(checkpoints_folder(folder))
         if manifest and not allow_changes:
             check_changes(manifest, config)
-        from_environment = config.tracking.uri is None
-        config = _tracked(config, read_record(folder), manifest)
+        run = replace(_begin(config, folder, manifest, parent), callbacks=tuple(callbacks))
         try:
-            write_record(config, folder, uri_from_environment=from_environment)
+            write_record(config, run)
         except BaseException:  # Ctrl-C too: nothing was trained, and the MLflow run is not to look as if it went on
-            finish_run(config.tracking, config.tracking.run_id, "KILLED")
+            finish_run(run.recording, run.recording.run_id, "KILLED")
             raise
-        if config.launch.node_hour_price is None:
-            return _run(config, folder, show, on_stop, listener, say)
+        price = config.launch.node_hour_price
+        if price is None:
+            return _run(config, run, show, on_stop, listener, say)
         begun, first_step = time.monotonic(), max(complete_steps(checkpoints_folder(folder)), default=0)
-        finished = _run(config, folder, show, on_stop, listener, say)
-        return _with_cost(finished, config, config.launch.node_hour_price, time.monotonic() - begun, first_step)
+        finished = _run(config, run, show, on_stop, listener, say)
+        images = (finished.outcome.global_step - first_step) * config.data.batch_size
+        return _with_cost(finished, run.recording, price, time.monotonic() - begun, images)
+
+
+def _begin(config: RunConfig, folder: str, manifest: Mapping[str, Any] | None, parent: str | None) -> RunContext:
+    """Find what the run was begun as, or begin it.
+
+    A run that began while MLflow was away has no MLflow run in its first checkpoints, but in its record once it was
+    synced.
+    """
+    record = read_record(folder) or Record(config={})
+    known = record.run_id or (read_entries(manifest).run_id if manifest else None)
+    parent = record.parent or parent
+    recording = resolve(config.tracking, known=record.tracking_uri)
+    tags = code_tags() | config.tracking.tags
+    run_id = create_run(recording, name=config.name, known=known, parent=parent, params=flatten(config), tags=tags)
+    recording = recording.model_copy(update={"run_id": run_id})
+    return RunContext(folder, recording, parent, attempt=record.attempt + 1)
 
 
 def _run(
     config: RunConfig,
-    folder: str,
+    run: RunContext,
     show: Callable[[Progress], None],
     on_stop: Callable[[], None],
     listener: Listener | None,
     say: Callable[[str], None],
 ) -> Finished:
-    run_id = config.tracking.run_id
+    recording, run_id = run.recording, run.recording.run_id
     try:
         if config.launch.kind == "local":
             from hmtl_dist.launch.local import run_local
 
-            outcome = run_local(config, show, on_stop=on_stop, listener=listener)
+            outcome = run_local(config, show, run=run, on_stop=on_stop, listener=listener)
         else:
             from hmtl_dist.launch.ray_train import run_ray
 
             say("starting Ray and its workers; the first steps are shown when all of them have the index")
             should_stop = listener.should_stop if listener else None
-            outcome = run_ray(config, show, on_stop=on_stop, should_stop=should_stop, say=say)
+            outcome = run_ray(config, show, run=run, on_stop=on_stop, should_stop=should_stop, say=say)
     except KeyboardInterrupt:
-        finish_run(config.tracking, run_id, "KILLED")
+        finish_run(recording, run_id, "KILLED")
         raise
     except Exception:
-        finish_run(config.tracking, run_id, "FAILED")  # rank 0 may not have come so far as to say it
+        finish_run(recording, run_id, "FAILED")  # rank 0 may not have come so far as to say it
         raise
-    url = run_url(config.tracking, run_id) if run_id else None
-    return Finished(outcome, folder, run_id, url, undelivered(config))
+    url = run_url(recording, run_id) if run_id else None
+    return Finished(outcome, run.folder, run_id, url, undelivered(config))
 
 
-def _with_cost(finished: Finished, config: RunConfig, price: float, seconds: float, first_step: int) -> Finished:
+def _with_cost(finished: Finished, recording: Recording, price: float, seconds: float, images: int) -> Finished:
     """Tell what a run has cost, and record it."""
     outcome = finished.outcome
-    images = (outcome.global_step - first_step) * config.data.batch_size
     cost = account(price, finished.folder, nodes=outcome.nodes, seconds=seconds, images=images)
     figures = {"cost/run": cost.run, "cost/node_hours": cost.node_hours}
     if cost.per_million_images is not None:
         figures["cost/per_million_images"] = cost.per_million_images
-    record_figures(config.tracking, finished.run_id, figures, outcome.global_step)
+    record_figures(recording, finished.run_id, figures, outcome.global_step)
     return replace(finished, cost=cost)
-
-
-def _tracked(config: RunConfig, *known: Mapping[str, Any] | None) -> RunConfig:
-    """Return the configuration with the MLflow run to record in: the one the run was begun in, else a new one.
-
-    A run that began while MLflow was away has none in its first checkpoints, but in its record once it was synced.
-    """
-    tracking = config.tracking
-    if tracking.run_id is None:
-        begun_in = next((entries["run_id"] for entries in known if entries and entries.get("run_id")), None)
-        tracking = tracking.model_copy(update={"run_id": begun_in})
-    run_id = create_run(tracking, name=config.name, params=flatten(config), tags=code_tags() | tracking.tags)
-    return config.model_copy(update={"tracking": resolve(config.tracking, run_id)})

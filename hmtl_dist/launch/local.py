@@ -13,7 +13,7 @@ from hmtl_dist.launch.place import TrainRank, num_threads, run_folder, scratch_f
 from hmtl_dist.launch.room import with_workers
 from hmtl_dist.launch.signals import StopRequest
 from hmtl_dist.run_config import LaunchConfig, RunConfig
-from hmtl_dist.train.base import Listener, Outcome, Place, Progress
+from hmtl_dist.train.base import Listener, Outcome, Place, Progress, RunContext
 
 _TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in one collective: longer than a slow evaluation or save."""
@@ -51,6 +51,7 @@ def run_local(
     show: Callable[[Progress], None],
     train: TrainRank | None = None,
     *,
+    run: RunContext | None = None,
     on_stop: Callable[[], None] = lambda: None,
     listener: Listener | None = None,
 ) -> Outcome:
@@ -64,6 +65,7 @@ def run_local(
         config: The resolved configuration.
         show: Called with every line of progress, on rank 0 only.
         train: What to run instead of `train.worker.train_rank`.
+        run: Which run it is; if empty, one that MLflow knows nothing of.
         on_stop: Called once, inside a signal's handler, when a stop is asked for.
         listener: Who is told instead, and may ask to stop, such as a search.
 
@@ -83,7 +85,7 @@ def run_local(
         local_rank=local_rank,
         device=_device(config.launch, local_rank),
         scratch=scratch_folder(config, rank),
-        storage=run_folder(config),
+        run=run or RunContext(run_folder(config)),
         node=int(os.environ.get("GROUP_RANK", "0")),
         nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
     )

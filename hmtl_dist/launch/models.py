@@ -27,7 +27,7 @@ from hmtl_dist.tracking.model_info import ModelInfo, Origin, Weights
 from hmtl_dist.tracking.registry import SCHEME, download_version, find_version
 from hmtl_dist.train.base import Place
 from hmtl_dist.train.origin import evaluated_on, origin_of
-from hmtl_dist.train.saving import read_entries, saved_config
+from hmtl_dist.train.saving import read_config, read_entries, saved_config
 from hmtl_dist.train.worker import build_parts, evaluation_of, open_stream
 
 
@@ -160,7 +160,7 @@ def read_pictures(config: RunConfig, evaluation: Selection, count: int) -> Tenso
     """
     data = config.data.model_copy(update={"num_workers": 0})
     parts: list[Tensor] = []
-    with open_stream(config.model_copy(update={"data": data}), evaluation, Place(0, 1, 0, "cpu", Path(), "")) as stream:
+    with open_stream(config.model_copy(update={"data": data}), evaluation, Place.alone()) as stream:
         for batch in stream:
             parts.append(batch.images[batch.weight > 0].clone())
             if sum(map(len, parts)) >= count:
@@ -188,7 +188,7 @@ def open_test_set(info: ModelInfo, source: str, data: str | None = None) -> tupl
     if info.origin is None:
         raise UserError(f"{source}: does not say what it was evaluated on; give the run it comes from")
     try:
-        config = RunConfig.model_validate(info.origin.recipe)
+        config = read_config(info.origin.recipe)
     except ValidationError as error:
         raise UserError(f"{source}: its recipe is not of this version ({explain(error, RunConfig)})") from error
     if data is not None:

@@ -22,18 +22,21 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-_LEFT_OUT = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-"""Callbacks that start an actor each: for Ray Data, and for clusters that outlive a run."""
 _LEAVE_SECONDS = 10.0
 """How long the ranks may take to leave their group."""
+
+
+def without(callbacks: list[Any], *names: str) -> list[Any]:
+    """Return Ray Train's callbacks but for some, by the names of their classes; those below start an actor each."""
+    return [callback for callback in callbacks if type(callback).__name__ not in names]
 
 
 class OwnRayTrainer(DataParallelTrainer):
     """Trains on the own Ray that this process has started; takes what `DataParallelTrainer` takes."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ not in _LEFT_OUT]
+        # for Ray Data, and for clusters that outlive a run
+        return without(super()._create_default_callbacks(), "DatasetsCallback", "PlacementGroupCleanerCallback")
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         policy = _NoAutoscaler(self.scaling_config)

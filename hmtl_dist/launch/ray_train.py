@@ -27,7 +27,7 @@ from hmtl_dist.launch.room import check_accelerator, with_workers, workers_on
 from hmtl_dist.launch.signals import StopRequest
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.background import in_thread
-from hmtl_dist.train.base import Outcome, Place, Progress
+from hmtl_dist.train.base import Outcome, Place, Progress, RunContext
 
 _LOOK_SECONDS = 0.2
 """How often the driver looks for progress and for a stop request."""
@@ -110,6 +110,7 @@ def run_ray(
     show: Callable[[Progress], None],
     train: TrainRank | None = None,
     *,
+    run: RunContext | None = None,
     on_stop: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -124,6 +125,7 @@ def run_ray(
         config: The resolved configuration; the workers get it as it is.
         show: Called on the main thread with every line of progress of rank 0.
         train: What to run instead of `train.worker.train_rank`; importable on the workers.
+        run: Which run it is; if empty, one that MLflow knows nothing of.
         on_stop: Called once, inside a signal's handler, when a stop is asked for.
         should_stop: Asked now and then whether to stop in order, as after the first signal.
         say: Called with what the user should know of where it runs.
@@ -136,7 +138,8 @@ def run_ray(
         config = _placed(config, cluster, say)
         relay = actor_here(Relay)
         # in the main thread `fit` would take over Ctrl-C
-        fit = in_thread(_trainer(config, train, relay, cluster).fit, "ray train")
+        trainer = _trainer(config, run or RunContext(run_folder(config)), train, relay, cluster)
+        fit = in_thread(trainer.fit, "ray train")
         asked = False
         while not _done(fit):
             cluster.check()
@@ -170,7 +173,7 @@ def _placed(config: RunConfig, cluster: Cluster, say: Callable[[str], None]) -> 
 # --- the workers -------------------------------------------------------------------------------------------------
 
 
-def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: Cluster) -> Any:
+def _trainer(config: RunConfig, run: RunContext, train: TrainRank | None, relay: Any, cluster: Cluster) -> Any:
     import ray.train
 
     launch = config.launch
@@ -178,17 +181,11 @@ def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: Cl
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker > 0:
         resources["GPU"] = launch.gpus_per_worker
-    task = {
-        "config": config,
-        "train": train,
-        "relay": relay,
-        "storage": run_folder(config),
-        "scraped": not cluster.own,
-    }
+    scraped = not cluster.own
 
     def train_on_worker() -> "Outcome | TrainingError | UserError":
-        # the task within, not as Ray Train's configuration: its controller would import torch to read that
-        return _train_on_worker(task)
+        # all within, not as Ray Train's configuration: its controller would import torch to read that
+        return _train_on_worker(config, run, train, relay, scraped=scraped)
 
     arguments: dict[str, Any] = {
         "scaling_config": ray.train.ScalingConfig(
@@ -204,9 +201,9 @@ def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: Cl
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures, controller_failure_limit=0),
         ),
     }
-    if cluster.own:
-        from hmtl_dist.launch.ray_own import FileConfig, OwnRayTrainer
+    from hmtl_dist.launch.ray_own import FileConfig, OwnRayTrainer, without
 
+    if cluster.own:
         return OwnRayTrainer(train_on_worker, backend_config=FileConfig(backend, str(cluster.scratch)), **arguments)
 
     import ray.train.torch
@@ -215,13 +212,14 @@ def _trainer(config: RunConfig, train: TrainRank | None, relay: Any, cluster: Cl
         """Without an actor for Ray Data: 2 s less."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            callbacks: list[Any] = super()._create_default_callbacks()
-            return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+            return without(super()._create_default_callbacks(), "DatasetsCallback")
 
     return Trainer(train_on_worker, torch_config=ray.train.torch.TorchConfig(backend=backend), **arguments)
 
 
-def _train_on_worker(task: dict[str, Any]) -> "Outcome | TrainingError | UserError":
+def _train_on_worker(
+    config: RunConfig, run: RunContext, train: TrainRank | None, relay: Any, *, scraped: bool
+) -> "Outcome | TrainingError | UserError":
     """Run one rank; Ray Train has made the process group.
 
     What starting again cannot mend is returned by the workers that Ray starts after it, on all ranks alike.
@@ -230,11 +228,8 @@ def _train_on_worker(task: dict[str, Any]) -> "Outcome | TrainingError | UserErr
     import ray.train
     import ray.train.torch
 
-    train: TrainRank | None = task["train"]
     if train is None:
         from hmtl_dist.train.worker import train_rank as train
-    config: RunConfig = task["config"]
-    relay = task["relay"]
     known: TrainingError | UserError | None = cast("Any", ray.get(relay.failed.remote()))
     if known is not None:
         return known
@@ -248,11 +243,11 @@ def _train_on_worker(task: dict[str, Any]) -> "Outcome | TrainingError | UserErr
         local_rank=context.get_local_rank(),
         device=str(ray.train.torch.get_device()),
         scratch=scratch_folder(config, rank),
-        storage=task["storage"],
+        run=run,
         node=context.get_node_rank(),
         nodes=_count_nodes(context),
     )
-    listener = RayListener(relay, rank, RunMetrics(config.name, rank) if task["scraped"] else None)
+    listener = RayListener(relay, rank, RunMetrics(config.name, rank) if scraped else None)
     try:
         with torch_threads(num_threads(config.launch)):
             outcome = train(config, place, listener)

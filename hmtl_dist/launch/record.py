@@ -1,41 +1,82 @@
 """What a run leaves in its folder when it starts: its configuration and MLflow run, so that it can go on by name."""
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
+from hmtl_dist.config.base import Section
 from hmtl_dist.config.dialect import parse_json
+from hmtl_dist.config.explain import explain
 from hmtl_dist.config.io import home, to_dict, with_overrides
 from hmtl_dist.data.storage import ObjectMissingError, open_storage
 from hmtl_dist.engine.checkpoint import newest_manifest
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.train.saving import checkpoints_folder
+from hmtl_dist.train.base import RunContext
+from hmtl_dist.train.saving import checkpoints_folder, read_config, saved_config
 
 RECORD = "run.json"
 
 
-def write_record(config: RunConfig, folder: str, *, uri_from_environment: bool) -> None:
+class Record(Section):
+    """What is written."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    config: dict[str, Any]
+    """The configuration as it was given."""
+    folder: str | None = None
+    """Folder or URL of the run, which holds its checkpoints; empty: where the record was found."""
+    run_id: str | None = None
+    """Its MLflow run."""
+    tracking_uri: str | None = None
+    """Address of MLflow; empty if it has a password in it."""
+    parent: str | None = None
+    """MLflow run that it belongs to."""
+    attempt: Annotated[int, Field(ge=0)] = 0
+    """How often it was started."""
+
+
+def write_record(config: RunConfig, run: RunContext) -> None:
     """Write a run's record into its folder, and into its folder here if that is another one.
 
     Args:
-        config: With the address of MLflow and the run there that it is recorded in.
-        folder: As `run_folder` returns it.
-        uri_from_environment: Whether that address is what the environment said, rather than the recipe.
+        config: As it was given.
+        run: Which run it is.
     """
-    record = {
-        "config": to_dict(config),
-        "run_id": config.tracking.run_id,
-        "folder": folder,
-        "uri_from_environment": uri_from_environment,
-    }
-    data = json.dumps(record, indent=2).encode()
-    for place in dict.fromkeys((folder, str(home() / "runs" / config.name))):
+    recording = run.recording
+    record = Record(
+        config=to_dict(config),
+        folder=run.folder,
+        run_id=recording.run_id,
+        tracking_uri=recording.uri,
+        parent=run.parent,
+        attempt=run.attempt,
+    )
+    data = record.model_dump_json(indent=2).encode()
+    for place in dict.fromkeys((run.folder, str(home() / "runs" / config.name))):
         open_storage(place).write(RECORD, data)
+
+
+def read_record(folder: str) -> Record | None:
+    """Return the record in a run's folder, None where there is none.
+
+    Raises:
+        UserError: The storage refuses, or it is no record of this version.
+    """
+    try:
+        return Record.model_validate(parse_json(open_storage(folder).read(RECORD)))
+    except ObjectMissingError:
+        return None
+    except ValidationError as error:
+        raise UserError(
+            f"{folder}: its record is not of this version ({explain(error, Record)}); "
+            f"remove {RECORD} there, and start the run by its recipe again"
+        ) from error
+    except ValueError:  # torn by a full disk: nothing was trained by it yet
+        return None
 
 
 def check_place(config: RunConfig, folder: str) -> None:
@@ -44,28 +85,13 @@ def check_place(config: RunConfig, folder: str) -> None:
     Raises:
         UserError: It is that of a run whose checkpoints are elsewhere.
     """
-    here = str(home() / "runs" / config.name)
-    known = read_record(here)
-    there = known.get("folder", folder) if known else folder
+    known = read_record(str(home() / "runs" / config.name))
+    there = (known and known.folder) or folder
     if there != folder and open_storage(there).exists(RECORD):
         raise UserError(
             f"run '{config.name}' was begun here with its checkpoints in {there}, not in {folder}; give the new run "
             f"another name, such as name={config.name}-2, or set launch.storage as it was"
         )
-
-
-def read_record(folder: str) -> dict[str, Any] | None:
-    """Return the record in a run's folder, None where there is none.
-
-    Raises:
-        UserError: The storage refuses.
-    """
-    try:
-        return parse_json(open_storage(folder).read(RECORD))
-    except ObjectMissingError:
-        return None
-    except ValueError:  # torn by a full disk: nothing was trained by it yet
-        return None
 
 
 def load_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -80,18 +106,26 @@ def load_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     named = "/" not in run and not Path(run).is_dir()
     folder = str(home() / "runs" / run) if named else run.rstrip("/")
-    known = read_record(folder) or newest_manifest(checkpoints_folder(folder))
-    if known is None:
+    config = _configuration(folder)
+    if config is None:
         raise UserError(f"{run}: no run there; give a name that `ls {home() / 'runs'}` shows, or a run's folder or URL")
-    try:
-        config = RunConfig.model_validate(known["config"])
-    except (ValidationError, KeyError, TypeError) as error:
-        raise UserError(f"{run}: its record is not of this version; start it by its recipe again") from error
-    if known.get("uri_from_environment") and os.environ.get("MLFLOW_TRACKING_URI"):  # the server may have moved since
-        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": None})})
     if not named:  # it may have been moved since
         storage, _, name = (folder if "://" in folder else str(Path(folder).resolve())).rpartition("/")
         config = config.model_copy(
             update={"name": name, "launch": config.launch.model_copy(update={"storage": storage})}
         )
     return with_overrides(config, overrides)
+
+
+def _configuration(folder: str) -> RunConfig | None:
+    """Return what a run was started with last, or what its newest checkpoint says; None where there is neither."""
+    record = read_record(folder)
+    if record is None:
+        manifest = newest_manifest(checkpoints_folder(folder))
+        return None if manifest is None else saved_config(manifest)
+    try:
+        return read_config(record.config)
+    except ValidationError as error:
+        raise UserError(
+            f"{folder}: its record is not of this version ({explain(error, RunConfig)}); start it by its recipe again"
+        ) from error

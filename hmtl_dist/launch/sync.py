@@ -8,14 +8,15 @@ from hmtl_dist.config.io import flatten
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.lock import only_one
 from hmtl_dist.launch.place import rank_folder, run_folder
-from hmtl_dist.launch.record import write_record
+from hmtl_dist.launch.record import Record, read_record, write_record
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.tracking.config import resolve, tracking_uri
+from hmtl_dist.tracking.config import Recording, resolve, tracking_uri
 from hmtl_dist.tracking.delivery import waiting
 from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.jsonl import JOURNAL
 from hmtl_dist.tracking.mlflow import MlflowSink, create_run, deliver_rest, run_url
 from hmtl_dist.tracking.redact import redact
+from hmtl_dist.train.base import RunContext
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,32 @@ def sync_run(config: RunConfig, on_progress: Callable[[int, int], None]) -> Sync
         raise UserError(
             f"run '{config.name}': {folder / JOURNAL} is missing; the journal lies on the machine of its first worker"
         )
-    where = redact(tracking_uri(tracking))
+    record = read_record(run_folder(config)) or Record(config={})
+    recording = resolve(tracking, record.run_id, known=record.tracking_uri)
+    where = redact(tracking_uri(recording))
     with only_one(run_folder(config), config.name):
-        answers = MlflowSink(tracking).answers()
-        tags = code_tags() | tracking.tags
-        known = create_run(tracking, name=config.name, params=flatten(config), tags=tags) if answers else None
-        if known is None:
+        run_id = _run_of(config, recording, record.parent)
+        if run_id is None:
             raise UserError(
                 f"MLflow at {where} does not answer: {start_it(where)}, or correct tracking.uri; the journal waits"
             )
-        config = config.model_copy(update={"tracking": resolve(tracking, known)})
-        if known != tracking.run_id:
-            write_record(config, run_folder(config), uri_from_environment=tracking.uri is None)
+        if run_id != recording.run_id:
+            recording = recording.model_copy(update={"run_id": run_id})
+            write_record(config, RunContext(run_folder(config), recording, record.parent, record.attempt))
         before = len(waiting(folder / JOURNAL))
-        rest = deliver_rest(config.tracking, folder, on_progress)
+        rest = deliver_rest(recording, folder, on_progress)
     if rest.left:
         raise UserError(
             f"MLflow at {where} does not answer any more: {rest.left} of {before} events still wait in "
             f"{folder / JOURNAL}; the same command goes on from there"
         )
-    return Synced(before - rest.refused, rest.refused, known, run_url(config.tracking, known))
+    return Synced(before - rest.refused, rest.refused, run_id, run_url(recording, run_id))
+
+
+def _run_of(config: RunConfig, recording: Recording, parent: str | None) -> str | None:
+    """Return the MLflow run that the run was begun in, or a new one; None where MLflow does not answer."""
+    if not MlflowSink(recording).answers():
+        return None
+    tags = code_tags() | config.tracking.tags
+    params = flatten(config)
+    return create_run(recording, name=config.name, known=recording.run_id, parent=parent, params=params, tags=tags)

@@ -17,7 +17,7 @@ from hmtl_dist.reproduce.runner import Listener, Planned, check, probe_command, 
 from hmtl_dist.reproduce.suite import DataSource, Job, Suite, drawn_url, jobs
 from hmtl_dist.reproduce.table import Line, as_csv, as_figures, build_table
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.tracking.config import TrackingConfig, resolve
+from hmtl_dist.tracking.config import PARENT, TrackingConfig, resolve
 from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.mlflow import create_run, open_tracker
 
@@ -77,7 +77,7 @@ def reproduce(request: Request, *, say: Callable[[str], None], listen: Listener)
         _provide_data(request.suite, [plan.job for plan in planned], say)
         tracking = _tracking(planned)
         parent = _parent(tracking, request)
-        tags = {"suite": request.name} | ({"mlflow.parentRunId": parent} if parent else {})
+        tags = {"suite": request.name} | ({PARENT: parent} if parent else {})
 
         urls = {name: drawn_url(source) for name, source in request.suite.data.items()}
 
@@ -142,9 +142,8 @@ def _parent(tracking: TrackingConfig, request: Request) -> str | None:
     """Create the MLflow run that the suite's runs belong to, or find that of an earlier invocation."""
     file = request.folder / PARENT_FILE
     known = file.read_text().strip() if file.exists() else None
-    config = tracking.model_copy(update={"run_id": known, "tags": {}})
     tags = code_tags() | {"suite": request.name, "title": request.suite.title}
-    run_id = create_run(config, name=f"reproduce {request.name}", tags=tags)
+    run_id = create_run(tracking, name=f"reproduce {request.name}", known=known, tags=tags)
     if run_id is not None:
         file.write_text(run_id)
     return run_id

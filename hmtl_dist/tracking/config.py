@@ -10,6 +10,9 @@ from hmtl_dist.config.base import Section
 from hmtl_dist.config.io import home
 from hmtl_dist.errors import UserError
 
+PARENT = "mlflow.parentRunId"
+"""Tag of MLflow's own by which a run names the one that it belongs to."""
+
 Seconds = Annotated[float, Field(gt=0)]
 
 _ADDRESS = re.compile(r"^(databricks|[a-zA-Z][\w+.-]+:\S+)$")
@@ -26,10 +29,8 @@ class TrackingConfig(Section):
     """MLflow server or `sqlite:///` database; empty: MLFLOW_TRACKING_URI, else `mlflow.db` in the home folder."""
     experiment: Annotated[str, Field(min_length=1, max_length=250)] = "hmtl_dist"
     """MLflow experiment of the runs."""
-    run_id: str | None = None
-    """MLflow run to go on in; the driver sets it."""
     tags: dict[str, str] = Field(default_factory=dict[str, str])
-    """Notes on the MLflow run, by name; `mlflow.parentRunId` makes it a child of another run."""
+    """Notes on the MLflow run, by name."""
     required: bool = False
     """Refuse to start while MLflow does not answer; otherwise the journal waits for it."""
     model: bool = True
@@ -57,35 +58,54 @@ class TrackingConfig(Section):
         return alias
 
 
-def tracking_uri(config: TrackingConfig) -> str:
+class Recording(TrackingConfig):
+    """Where one run is recorded: the section as the driver has resolved it, and the MLflow run.
+
+    It is no part of the configuration, which says nothing of a single run.
+    """
+
+    run_id: str | None = None
+    """MLflow run; None where there is none."""
+
+
+def tracking_uri(config: TrackingConfig, known: str | None = None) -> str:
     """Return the MLflow address: the configured one, else MLFLOW_TRACKING_URI, else a database in the home folder.
+
+    Args:
+        config: The section.
+        known: Where the run was recorded before; goes before the database in the home folder.
 
     Raises:
         UserError: It is no address of a server or a database; or `tracking.uri` has a password in it, which would end
             up in checkpoints and parameters.
     """
-    given = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    environment = os.environ.get("MLFLOW_TRACKING_URI", "")
+    given = config.uri or environment
     if given and not _ADDRESS.match(given):
         name = "tracking.uri" if config.uri else "MLFLOW_TRACKING_URI"
         said = "it" if _USERINFO.match(given) else f"{given!r}"
         raise UserError(
             f"{name}: {said} is no address; give http://HOST:PORT, or a database such as sqlite:////path/to/mlflow.db"
         )
-    if config.uri:
-        if _USERINFO.match(config.uri):
-            raise UserError(
-                "tracking.uri: has a user or password in it, which would be stored with the run; "
-                "give them by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            )
-        return config.uri
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home().absolute() / 'mlflow.db'}"
+    if config.uri and _USERINFO.match(config.uri):
+        raise UserError(
+            "tracking.uri: has a user or password in it, which would be stored with the run; "
+            "give them by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return given or known or f"sqlite:///{home().absolute() / 'mlflow.db'}"
 
 
-def resolve(config: TrackingConfig, run_id: str | None) -> TrackingConfig:
-    """Return the section as the workers get it: with the address and the run that the driver decided on.
+def resolve(config: TrackingConfig, run_id: str | None = None, *, known: str | None = None) -> Recording:
+    """Return what the workers get: the section with the address that holds here, and the run.
 
-    An address from the environment may hold a password; such a one is not written into the configuration, the workers
-    read it from their own environment.
+    An address from the environment may hold a password; such a one is not handed on, the workers read it from their
+    own environment.
+
+    Args:
+        config: The section.
+        run_id: MLflow run, if there is one.
+        known: Address that the run was recorded at before.
     """
-    uri = tracking_uri(config)
-    return config.model_copy(update={"run_id": run_id, "uri": None if _USERINFO.match(uri) else uri})
+    uri = tracking_uri(config, known)
+    plain = {name: getattr(config, name) for name in TrackingConfig.model_fields}
+    return Recording.model_validate(plain | {"run_id": run_id, "uri": None if _USERINFO.match(uri) else uri})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmtl_dist.errors import UserError
-from hmtl_dist.tracking.config import TrackingConfig, tracking_uri
+from hmtl_dist.tracking.config import PARENT, TrackingConfig, tracking_uri
 from hmtl_dist.tracking.mlflow import answering, last_steps, open_client, pictures_of
 from hmtl_dist.tracking.redact import redact
 
@@ -20,7 +20,6 @@ FIGURES = ("accuracy", "mae", "ccc")
 MAX_FIGURES = 12
 """Figures that are drawn."""
 _PAGE = 500
-PARENT = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True)

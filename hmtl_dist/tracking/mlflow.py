@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hmtl_dist.config.addresses import start_it
 from hmtl_dist.errors import UserError
 from hmtl_dist.tracking.base import RunStatus
-from hmtl_dist.tracking.config import TrackingConfig, tracking_uri
+from hmtl_dist.tracking.config import PARENT, Recording, TrackingConfig, tracking_uri
 from hmtl_dist.tracking.delivery import MAX_VALUES, Delivery, lacking, rewind, waiting
 from hmtl_dist.tracking.jsonl import JOURNAL, Companion, Event, Journal, read_events
 from hmtl_dist.tracking.redact import first_line, is_text, redact, redact_file, redact_named
@@ -36,9 +36,6 @@ KEY_LENGTH = 250
 DIGEST_LENGTH = 36
 """MLflow's limits. A longer value is cut; the whole one is in the journal."""
 
-OWN_PARAMS = frozenset({"tracking.run_id", "tracking.uri"})
-"""Where the run is recorded: no fact about it, and set by the driver between its parameters and rank 0's."""
-
 PACKAGES = (
     *("mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "pydantic"),
     *("safetensors", "simplejpeg", "timm", "torch", "torchvision"),
@@ -52,12 +49,27 @@ logger = logging.getLogger(__name__)
 
 
 def create_run(
-    config: TrackingConfig, *, name: str, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+    config: TrackingConfig,
+    *,
+    name: str,
+    known: str | None = None,
+    parent: str | None = None,
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Create the MLflow run of a training, or find the one named by `tracking.run_id`, and return its id.
+    """Create the MLflow run of a training, or find the one that it was begun in, and return its id.
 
-    Returns None when tracking is off, or when MLflow does not answer, is not required and knows no such run yet: the
-    training then writes its journal only, which the next start of the same run, or `deliver_rest`, delivers.
+    Args:
+        config: Where MLflow is.
+        name: Of the run.
+        known: MLflow run that it was begun in; another one is made if that was deleted.
+        parent: MLflow run that a new one belongs to.
+        params: Parameters of a new one.
+        tags: Notes on a new one.
+
+    Returns:
+        None when tracking is off, or when MLflow does not answer, is not required and knows no such run yet: the
+        training then writes its journal only, which the next start of the same run, or `deliver_rest`, delivers.
 
     Raises:
         UserError: MLflow does not answer and `tracking.required` is set; or its address is not usable.
@@ -67,17 +79,18 @@ def create_run(
     uri = tracking_uri(config)
     try:
         client = open_client(config)
-        if config.run_id and (known := _find_run(client, config.run_id)):
+        if known and _is_there(client, known):
             return known
         experiment_id = _experiment(client, config.experiment, uri)
         notes = {key: redact_named(key, value) for key, value in (tags or {}).items()}
+        notes |= {PARENT: parent} if parent else {}
         run_id: str = client.create_run(experiment_id, run_name=name, tags=notes).info.run_id
     except Exception as error:
         said, remedy = _trouble(uri, error)
         if config.required:
             raise UserError(f"{said}; {remedy}, or set tracking.required=false") from error
         logger.warning("%s; until it does, this run is recorded in its journal only", said)
-        return config.run_id  # of a run that goes on: what the journal holds is delivered to it later
+        return known  # of a run that goes on: what the journal holds is delivered to it later
     try:
         _log_params(client, run_id, {key: redact_named(key, value) for key, value in (params or {}).items()})
     except Exception as error:  # noqa: BLE001 - the run exists, and its journal holds the parameters too
@@ -178,15 +191,15 @@ def run_url(config: TrackingConfig, run_id: str) -> str:
 
 
 def open_tracker(
-    config: TrackingConfig, folder: Path, step: int | None = None, elsewhere: Sequence[Event] = ()
+    recording: Recording, folder: Path, step: int | None = None, elsewhere: Sequence[Event] = ()
 ) -> Journal:
-    """Open the journal in `folder` and let it be delivered to the run `config.run_id`; returns at once.
+    """Open the journal in `folder` and let it be delivered to the run it is recorded in; returns at once.
 
     The rest of an earlier, interrupted process in the same folder goes first. Steps that the server has already are
     not sent again. What the journal holds of steps after `step`, from which the run goes on, is dropped.
 
     Args:
-        config: Where the run is recorded.
+        recording: Where the run is recorded.
         folder: Of the journal.
         step: Global step from which the run goes on.
         elsewhere: Figures that waited for the server when the checkpoint was written, on this machine or another one;
@@ -195,15 +208,15 @@ def open_tracker(
     if step is not None:
         rewind(folder / JOURNAL, step)
     lost = lacking(folder / JOURNAL, elsewhere)
-    journal = Journal(folder, config.run_id)
+    journal = Journal(folder, recording.run_id)
     for event in lost:
         journal.append(event)
     readers: list[Companion] = []
     samplers: list[Companion] = []
-    if config.enabled and config.run_id:
-        readers.append(Delivery(journal.path, lambda: MlflowSink(config), config.close_seconds))
-    if config.enabled and config.system_metrics:
-        samplers.append(SystemSampler(journal, config.system_metrics_seconds, _system_monitors))
+    if recording.enabled and recording.run_id:
+        readers.append(Delivery(journal.path, lambda: MlflowSink(recording, recording.run_id), recording.close_seconds))
+    if recording.enabled and recording.system_metrics:
+        samplers.append(SystemSampler(journal, recording.system_metrics_seconds, _system_monitors))
     journal.accompany(samplers=samplers, readers=readers)
     return journal
 
@@ -218,14 +231,14 @@ class Rest(NamedTuple):
 
 
 def deliver_rest(
-    config: TrackingConfig, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+    recording: Recording, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Rest:
-    """Deliver what an ended run left in its journal to the run `config.run_id`, as long as the server answers.
+    """Deliver what an ended run left in its journal to the run it is recorded in, as long as the server answers.
 
     A run whose journal has no end was cut off: it is set to FAILED.
 
     Args:
-        config: Where it is recorded; `close_seconds` is how long a server that has gone away is waited for.
+        recording: Where it is recorded; `close_seconds` is how long a server that has gone away is waited for.
         folder: Of the first rank, with the journal.
         on_progress: Called again and again with events delivered and events that waited at the beginning.
 
@@ -239,16 +252,16 @@ def deliver_rest(
     run_ids: list[str | None] = []
     for last, _ in read_events(journal):
         if last["event"] == "start":
-            run_ids.append(last["run_id"] or config.run_id)
+            run_ids.append(last["run_id"] or recording.run_id)
     if None in run_ids:
-        raise UserError(f"{journal}: was written without MLflow; give the run it belongs to by tracking.run_id")
+        raise UserError(f"{journal}: was written without MLflow, and nobody says which run there it belongs to")
     ends = waiting(journal)
-    delivery = Delivery(journal, lambda: MlflowSink(config), config.close_seconds)
+    delivery = Delivery(journal, lambda: MlflowSink(recording, recording.run_id), recording.close_seconds)
     delivery.start()
-    delivery.drain(lambda: on_progress(bisect_right(ends, delivery.delivered), len(ends)), config.close_seconds)
+    delivery.drain(lambda: on_progress(bisect_right(ends, delivery.delivered), len(ends)), recording.close_seconds)
     left = len(waiting(journal))
     if left == 0 and run_ids and last["event"] != "end":
-        finish_run(config, run_ids[-1], "FAILED")
+        finish_run(recording, run_ids[-1], "FAILED")
     return Rest(left, delivery.refused)
 
 
@@ -265,10 +278,16 @@ class _Known:
 
 
 class MlflowSink:
-    """Stores a journal's events in MLflow runs, leaving out what a run has already."""
+    """Stores a journal's events in MLflow runs, leaving out what a run has already.
 
-    def __init__(self, config: TrackingConfig) -> None:
+    Args:
+        config: Where MLflow is.
+        run_id: Run of what a process wrote that knew of none.
+    """
+
+    def __init__(self, config: TrackingConfig, run_id: str | None = None) -> None:
         self._config = config
+        self._run_id = run_id
         self._client = open_client(config)
         self._known: _Known | None = None
 
@@ -285,7 +304,7 @@ class MlflowSink:
         first = events[0]
         kind = first["event"]
         if kind == "start":
-            self._open(first["run_id"] or self._config.run_id)
+            self._open(first["run_id"] or self._run_id)
             self._client.update_run(self._run.run_id, status="RUNNING")
         elif kind in {"metrics", "system"}:
             self._figures(events)
@@ -309,9 +328,9 @@ class MlflowSink:
     @property
     def _run(self) -> _Known:
         if self._known is None:  # the journal's start was delivered by an earlier process
-            self._open(self._config.run_id)
+            self._open(self._run_id)
         if self._known is None:
-            raise UserError("the journal names no MLflow run; give tracking.run_id")
+            raise UserError("the journal names no MLflow run, and none was given")
         return self._known
 
     def _open(self, run_id: str | None) -> None:
@@ -524,16 +543,15 @@ def open_client(config: TrackingConfig) -> "MlflowClient":
     return MlflowClient(uri, uri)
 
 
-def _find_run(client: "MlflowClient", run_id: str) -> str | None:
+def _is_there(client: "MlflowClient", run_id: str) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
-        run = client.get_run(run_id)
+        return client.get_run(run_id).info.lifecycle_stage == "active"
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
+            return False
         raise
-    return run_id if run.info.lifecycle_stage == "active" else None
 
 
 def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
@@ -563,7 +581,7 @@ def _log_params(
     from mlflow.entities import Param, RunTag
 
     known = known if known is not None else {}
-    short = {name[:KEY_LENGTH]: _shorten(value) for name, value in values.items() if name not in OWN_PARAMS}
+    short = {name[:KEY_LENGTH]: _shorten(value) for name, value in values.items()}
     new = [Param(name, value) for name, value in short.items() if name not in known]
     changed = [RunTag(f"changed.{n}"[:KEY_LENGTH], v) for n, v in short.items() if n in known and known[n] != v]
     for begin in range(0, max(len(new), len(changed)), PARAMS_A_REQUEST):

@@ -3,12 +3,30 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
+
+from hmtl_dist.tracking.config import Recording
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Which run this is, and who is told of it: what is no setting, and so no part of the configuration."""
+
+    folder: str
+    """URL or path of the run's folder, the same for every rank: checkpoints go there."""
+    recording: Recording = field(default_factory=Recording)
+    """Where it is recorded, and as which MLflow run."""
+    parent: str | None = None
+    """MLflow run that it belongs to, such as a search's."""
+    attempt: int = 1
+    """How often it has been started by a command, this time included; not how often Ray has restarted its workers."""
+    callbacks: tuple["Callback", ...] = ()
+    """Told by every rank of what happens."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one rank runs."""
+    """Where one rank runs, and what for."""
 
     rank: int
     world_size: int
@@ -17,12 +35,17 @@ class Place:
     """A torch device name, such as `cpu` or `cuda:0`."""
     scratch: Path
     """Folder on this rank's machine for the journal and for files on their way to storage."""
-    storage: str
-    """URL or path of the run's folder, the same for every rank: checkpoints go there."""
+    run: RunContext
+    """Which run it takes part in."""
     node: int = 0
     """Number of this rank's machine; that of rank 0 is 0."""
     nodes: int = 1
     """Machines of the run."""
+
+    @classmethod
+    def alone(cls, device: str = "cpu") -> Self:
+        """Return the place of a process that only reads data, and takes part in no run."""
+        return cls(0, 1, 0, device, Path(), RunContext(""))
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,22 @@ class Outcome:
     wait_share: float
     nodes: int = 1
     """Machines that it was trained on."""
+
+
+class Callback:
+    """What a caller of `launch.driver.drive` wants to be told, on every rank and in its training process.
+
+    With Ray it travels to the workers by pickle. If it raises, the run ends; if it takes long, every rank waits.
+    """
+
+    def on_window(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take a report window's figures, by their names in MLflow, at its last global step."""
+
+    def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take an evaluation's figures, the same on every rank."""
+
+    def on_end(self, outcome: Outcome) -> None:
+        """Take how the training ended in order, the last checkpoint being complete."""
 
 
 class StopNow(KeyboardInterrupt):

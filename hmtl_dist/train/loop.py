@@ -21,7 +21,7 @@ Nothing in it waits for the device but the flags that the ranks agree on, once a
 window.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -30,7 +30,7 @@ from hmtl_dist.engine.base import Engine
 from hmtl_dist.tasks.base import Inputs, Ranks
 from hmtl_dist.tasks.objective import Objective, StepLosses
 from hmtl_dist.tracking.base import Tracker
-from hmtl_dist.train.base import Listener, Outcome, Progress
+from hmtl_dist.train.base import Callback, Listener, Outcome, Progress
 from hmtl_dist.train.best import BEST_STEP
 from hmtl_dist.train.guard import Guard, agree
 from hmtl_dist.train.schedule import Schedule
@@ -80,6 +80,8 @@ class Run:
     """Fetches the next batch while the device computes, where that is a gain; the wait for it counts as `waited`."""
     more_figures: Callable[[int], dict[str, float]] = lambda step: {}
     """Further figures of the window that ends at a global step, of data, checkpoints and machines; on all ranks."""
+    callbacks: Sequence[Callback] = ()
+    """Told of windows, evaluations and the end, on all ranks."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     """The last evaluation's figures of the checkpoint that the run goes on from."""
     evaluated_at: int | None = None
@@ -128,9 +130,13 @@ def train(run: Run) -> Outcome:
             figures = window.read()
             show(run, "train", window, figures)
             told = {"global_step": float(step), **record(run, step, figures)}
+            for callback in run.callbacks:
+                callback.on_window(step, told)
             if run.schedule.evaluates(step):
                 metrics = run.evaluate(step, metrics)
                 run.tracker.metrics(metrics, step)
+                for callback in run.callbacks:
+                    callback.on_evaluation(step, metrics)
                 show(run, "evaluate", window, figures, metrics)
             if saves or metrics.get(BEST_STEP) == step:
                 checkpoint = run.save(step, metrics)
@@ -139,7 +145,7 @@ def train(run: Run) -> Outcome:
         if verdict.stop or run.schedule.ends(step):
             break
     checkpoint = run.saved()
-    return Outcome(
+    outcome = Outcome(
         status="FINISHED" if run.schedule.ends(run.engine.global_step) else "STOPPED",
         global_step=run.engine.global_step,
         total_steps=run.schedule.total_steps,
@@ -148,6 +154,9 @@ def train(run: Run) -> Outcome:
         samples_per_second=window.run.samples_per_second,
         wait_share=window.run.wait_share,
     )
+    for callback in run.callbacks:
+        callback.on_end(outcome)
+    return outcome
 
 
 def losses_by_name(figures: WindowFigures) -> dict[str, float]:

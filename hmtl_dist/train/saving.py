@@ -38,6 +38,8 @@ OBJECTIVE = "objective"
 
 LENGTH = ("train.epochs", "train.max_steps")
 """Where a run ends. Another end moves no step that was taken, unless the learning rate was planned for it."""
+_RETIRED = ("run_id",)
+"""Keys of `tracking` in earlier versions that said which run it is."""
 SHOWN_CHANGES = 4
 KEPT_FIGURES = 1000
 """Most windows and evaluations that wait for MLflow of which a checkpoint holds the figures: the newest ones."""
@@ -104,6 +106,19 @@ def checkpoints_folder(storage: str) -> str:
     return f"{storage.rstrip('/')}/checkpoints"
 
 
+def read_config(tree: dict[str, Any]) -> RunConfig:
+    """Check a configuration that a run has left, without what is none of its settings any more.
+
+    Raises:
+        ValidationError: It is not of this version of the program.
+    """
+    tracking = tree.get("tracking")
+    if isinstance(tracking, dict):
+        known = {key: value for key, value in cast("dict[str, Any]", tracking).items() if key not in _RETIRED}
+        tree = {**tree, "tracking": known}
+    return RunConfig.model_validate(tree)
+
+
 def saved_config(manifest: Mapping[str, Any]) -> RunConfig:
     """Return the configuration that a checkpoint was written with.
 
@@ -111,7 +126,7 @@ def saved_config(manifest: Mapping[str, Any]) -> RunConfig:
         UserError: It is not of this version of the program.
     """
     try:
-        return RunConfig.model_validate(read_entries(manifest).config)
+        return read_config(read_entries(manifest).config)
     except ValidationError as error:
         raise UserError(
             f"the configuration in the checkpoint is not of this version ({explain(error, RunConfig)}): go on with the "
@@ -205,7 +220,7 @@ class Saver:
         self._engine = engine
         self._objective = objective
         self._data = data
-        self._folder = checkpoints_folder(place.storage)
+        self._folder = checkpoints_folder(place.run.folder)
         self._newest: str | None = None
         self._writer = Background("checkpoint")
         self._saved_at = time.monotonic()
@@ -243,7 +258,7 @@ class Saver:
                 "fields": {name: field.model_dump(mode="json") for name, field in self._data.fields.items()},
                 "metrics": dict(metrics),
                 "evaluated_at": evaluated_at,
-                "run_id": self._config.tracking.run_id,
+                "run_id": self._place.run.recording.run_id,
                 "skipped": skipped,
                 "versions": versions(),
                 "world_size": self._place.world_size,

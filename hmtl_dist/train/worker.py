@@ -4,7 +4,6 @@ import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -200,6 +199,7 @@ class Trainee:
             schedule=self.schedule,
             tracker=tracker,
             listener=listener,
+            callbacks=self.place.run.callbacks,
             shows=rank == 0,
             reseed=lambda micro_step: reseed(seed, rank, micro_step, self.device),
             evaluate=lambda step, known: self.evaluate(step, known, tracker),
@@ -264,11 +264,12 @@ class Trainee:
 
     def open_journal(self, restored: Restored | None) -> Journal:
         """Open the run's record and note what holds for the whole run."""
-        config = self.config
+        config, run = self.config, self.place.run
         elsewhere = restored.undelivered if restored else ()
-        journal = open_tracker(config.tracking, self.place.scratch, self.engine.global_step, elsewhere)
+        journal = open_tracker(run.recording, self.place.scratch, self.engine.global_step, elsewhere)
         journal.params(flatten(config) | versions() | {"data.digest": self._training.header.digest})
-        journal.tags(code_tags() | ({"init_from": self._initial} if self._initial else {}))
+        initial = {"init_from": self._initial} if self._initial else {}
+        journal.tags(code_tags() | initial | {"attempt": str(run.attempt)})
         for selection, context in ((self._training, "train"), (self._evaluation, "evaluation")):
             for source in selection.sources:
                 place = f"{source.url}/{source.split}"
@@ -356,7 +357,7 @@ def evaluate_state(
     parts.model.to(device).eval()
     parts.follow(device)
     parts.objective.load_state(objective_state)
-    place = Place(0, 1, 0, str(device), Path(), "")
+    place = Place.alone(str(device))
     evaluator = Evaluator(
         objective=Objective(parts.objective.tasks, config.weighting, SingleRank()),
         ranks=SingleRank(),

@@ -168,7 +168,9 @@ class Member:
                 known = _known_run(config)
                 told.adopted = adopt(donor, config, known, scratch_folder(config, 0)) or None
             listener = _SeedListener(self, trial, config, told, first=place == 0)
-            finished = drive(config, listener.show, allow_changes=trial.exchanges, listener=listener)
+            finished = drive(
+                config, listener.show, allow_changes=trial.exchanges, listener=listener, parent=trial.parent
+            )
             if listener.pruned:
                 raise StopNow
             outcome = finished.outcome
@@ -318,4 +320,4 @@ def _check_figures(trial: Trial, figures: Mapping[str, float]) -> None:
 def _known_run(config: RunConfig) -> str | None:
     """Return the MLflow run that the run of a name was begun in."""
     record = read_record(run_folder(config))
-    return record["run_id"] if record else None
+    return record.run_id if record else None

@@ -154,8 +154,7 @@ class _Sweep:
         facts |= {key: value for key, value in request.settings().items() if key.startswith("space.")}
         facts |= {f"space.budget.{key}": one_line(value) for key, value in request.space.budget}
         tags = code_tags() | {"sweep": request.name, "kind": "sweep"}
-        config = self._tracking.model_copy(update={"run_id": self._state.parent})
-        parent = create_run(config, name=request.name, params=facts, tags=tags)
+        parent = create_run(self._tracking, name=request.name, known=self._state.parent, params=facts, tags=tags)
         self._state = self._state.model_copy(update={"parent": parent})
         self._ledger.write_state(self._state)
         return parent

@@ -64,8 +64,6 @@ class Trial(Section):
         config = self.recipe.resolve([*self.settings, *overrides_of(params)])
         tracking = config.tracking
         tags = tracking.tags | {"sweep": self.sweep, "trial": str(self.number), "seed": str(seed)}
-        if self.parent is not None:
-            tags["mlflow.parentRunId"] = self.parent
         launch = config.launch
         if launch.world_size == 1:  # in the trial's own process: nothing has to be started for it
             launch = launch.model_copy(update={"kind": "local"})

@@ -41,7 +41,7 @@ from hmtl_dist.launch.record import load_run
 from hmtl_dist.reproduce.suite import SUITES, load_suite
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.jsonl import Journal, read_events
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import Place, RunContext
 from hmtl_dist.train.saving import Saver, check_changes
 from tests.data.catalog.fabricate import TREES, affectnet_2021
 from tests.data.streaming import Resize, jpeg, make_plan, make_set
@@ -376,7 +376,7 @@ def trainee(folder: Path) -> tuple[Engine, Saver]:
         label_counts={},
         digest="digest of the data",
     )
-    place = Place(0, 1, 0, "cpu", folder / "scratch", str(folder))
+    place = Place(0, 1, 0, "cpu", folder / "scratch", RunContext(str(folder)))
     return engine, Saver(toy.config(), place, engine, objective, data=header)
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hmtl_dist.data.stream import Batch
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.train.base import Place, Progress
+from hmtl_dist.train.base import Place, Progress, RunContext
 from hmtl_dist.train.loop import Share
 from hmtl_dist.train.worker import Trainee, train_rank
 
@@ -52,7 +52,8 @@ def part(config: RunConfig, folder: Path, stop_at: int, *, rank: int = 0, world_
                 file.write(json.dumps([step, world_size, share.sample_ids.tolist()]) + "\n")  # pyright: ignore[reportUnknownMemberType]
             yield share
 
-    place = Place(rank, world_size, rank, "cpu", folder / config.name / f"rank-{rank}", str(folder / config.name))
+    own = folder / config.name
+    place = Place(rank, world_size, rank, "cpu", own / f"rank-{rank}", RunContext(str(own)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainee, "shares", noted)
         return train_rank(config, place, StopAt(stop_at)).global_step

@@ -11,7 +11,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.launch.local import run_local
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.process import free_ports
-from hmtl_dist.train.base import Listener, Outcome, Place, Progress
+from hmtl_dist.train.base import Listener, Outcome, Place, Progress, RunContext
 from tests.launch import toy
 from tests.launch.drive import config
 
@@ -35,7 +35,7 @@ def test_one_rank_trains_in_this_process(hmtl_home: Path) -> None:
     assert outcome.metrics == {"sum": 1.0, "seed": 5.0}
     assert [progress.global_step for progress in shown] == [1, 2, 3]
     runs = hmtl_home / "runs" / "toy"
-    assert places == [Place(0, 1, 0, "cpu", runs / "rank-0", str(runs))]
+    assert places == [Place(0, 1, 0, "cpu", runs / "rank-0", RunContext(str(runs)))]
 
 
 def test_ctrl_c_ends_the_run_in_order() -> None:

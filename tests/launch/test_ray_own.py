@@ -12,9 +12,11 @@ from pathlib import Path
 from hmtl_dist.launch.ray_cluster import Cluster
 from hmtl_dist.launch.ray_train import _trainer
 from ray import cloudpickle
+from hmtl_dist.train.base import RunContext
 from tests.launch.drive import config
 
-trainer = _trainer(config(kind="ray"), None, None, Cluster(own=True, scratch=Path(sys.argv[1])))
+cluster = Cluster(own=True, scratch=Path(sys.argv[1]))
+trainer = _trainer(config(kind="ray"), RunContext(sys.argv[1]), None, None, cluster)
 handed = (type(trainer), trainer.train_run_context, trainer._create_default_callbacks())
 Path(sys.argv[1], "handed").write_bytes(cloudpickle.dumps(handed))
 """

@@ -51,7 +51,7 @@ def sum_of_ranks(config: RunConfig, place: Place, listener: Listener) -> Outcome
         total = total_of_ranks(place, place.rank + 1)
         if place.rank == 0:
             listener.progress(line(step))
-        listener.report({"step": float(step)}, f"{place.storage}/step-{step}" if place.rank == 0 else None)
+        listener.report({"step": float(step)}, f"{place.run.folder}/step-{step}" if place.rank == 0 else None)
     (place.scratch / "threads").write_text(str(torch.get_num_threads()))
     return outcome({"sum": total, "seed": float(config.seed)})
 

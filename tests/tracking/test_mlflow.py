@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from hmtl_dist.errors import UserError
 from hmtl_dist.tracking import delivery
-from hmtl_dist.tracking.config import TrackingConfig, resolve
+from hmtl_dist.tracking.config import PARENT, Recording, TrackingConfig, resolve
 from hmtl_dist.tracking.jsonl import JOURNAL, Journal, read_events
 from hmtl_dist.tracking.mlflow import create_run, deliver_rest, finish_run, open_tracker, run_url
 from tests.servers import OwnMLflow
@@ -26,9 +26,9 @@ NOBODY = "http://127.0.0.1:9"
 
 
 @pytest.fixture
-def config(mlflow_server: str, request: pytest.FixtureRequest) -> TrackingConfig:
+def config(mlflow_server: str, request: pytest.FixtureRequest) -> Recording:
     name = request.node.name[:200]
-    return TrackingConfig(uri=mlflow_server, experiment=name, system_metrics=False)
+    return Recording(uri=mlflow_server, experiment=name, system_metrics=False)
 
 
 @pytest.fixture(autouse=True)
@@ -39,29 +39,31 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "LONGEST_PAUSE_SECONDS", 0.2)
 
 
-def started(config: TrackingConfig, **facts: dict[str, str]) -> TrackingConfig:
-    return resolve(config, create_run(config, name="run", **facts))
+def started(
+    config: TrackingConfig, params: dict[str, str] | None = None, tags: dict[str, str] | None = None
+) -> Recording:
+    return resolve(config, create_run(config, name="run", params=params, tags=tags))
 
 
-def run_id_of(config: TrackingConfig) -> str:
+def run_id_of(config: Recording) -> str:
     assert config.run_id is not None
     return config.run_id
 
 
-def steps_of(config: TrackingConfig, key: str) -> list[int]:
+def steps_of(config: Recording, key: str) -> list[int]:
     return [metric.step for metric in MlflowClient(config.uri).get_metric_history(run_id_of(config), key)]
 
 
-def status_of(config: TrackingConfig) -> str:
+def status_of(config: Recording) -> str:
     return MlflowClient(config.uri).get_run(run_id_of(config)).info.status
 
 
-def artifacts_of(config: TrackingConfig, folder: str | None = None) -> list[str]:
+def artifacts_of(config: Recording, folder: str | None = None) -> list[str]:
     client: Any = MlflowClient(config.uri)
     return [file.path for file in client.list_artifacts(run_id_of(config), folder)]
 
 
-def write_and_die(folder: Path, config: TrackingConfig) -> None:
+def write_and_die(folder: Path, config: Recording) -> None:
     """Writes a loss at step 1 in a process that is killed before anything is delivered."""
     code = (
         "import os, signal, sys; from pathlib import Path; from hmtl_dist.tracking.jsonl import Journal\n"
@@ -82,7 +84,7 @@ def threads_of_ours() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name in {"journal-delivery", "system-metrics"}]
 
 
-def test_a_new_run_holds_its_parameters_and_tags(config: TrackingConfig) -> None:
+def test_a_new_run_holds_its_parameters_and_tags(config: Recording) -> None:
     params = {f"section.key{i}": str(i) for i in range(250)}
     config = started(config, params=params | {"long": "x" * 7000}, tags={"git.dirty": "true"})
     data = MlflowClient(config.uri).get_run(run_id_of(config)).data
@@ -91,18 +93,33 @@ def test_a_new_run_holds_its_parameters_and_tags(config: TrackingConfig) -> None
     assert data.tags["git.dirty"] == "true"
 
 
-def test_a_run_that_is_named_is_gone_on_with(config: TrackingConfig) -> None:
+def test_a_run_that_is_named_is_gone_on_with(config: Recording) -> None:
     config = started(config)
-    assert create_run(config, name="run") == config.run_id
+    assert create_run(config, name="run", known=config.run_id) == config.run_id
 
 
-def test_a_run_that_was_deleted_is_replaced(config: TrackingConfig) -> None:
+def test_a_new_run_belongs_to_its_parent(config: Recording) -> None:
+    parent = started(config)
+    child = create_run(config, name="child", parent=parent.run_id)
+    tags = MlflowClient(config.uri).get_run(child or "").data.tags
+    assert tags[PARENT] == parent.run_id
+
+
+def test_a_run_is_looked_for_where_it_was_recorded_before_the_database_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = "http://old:5000", "http://new:5000"
+    assert resolve(TrackingConfig(), known=old).uri == old
+    assert resolve(TrackingConfig(uri=new), known=old).uri == new
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new)
+    assert resolve(TrackingConfig(), known=old).uri == new
+
+
+def test_a_run_that_was_deleted_is_replaced(config: Recording) -> None:
     config = started(config)
     MlflowClient(config.uri).delete_run(run_id_of(config))
-    assert create_run(config, name="run") not in {None, config.run_id}
+    assert create_run(config, name="run", known=config.run_id) not in {None, config.run_id}
 
 
-def test_every_kind_of_event_arrives(config: TrackingConfig, tmp_path: Path) -> None:
+def test_every_kind_of_event_arrives(config: Recording, tmp_path: Path) -> None:
     config = started(config)
     tracker = open_tracker(config, tmp_path / "scratch")
     (tmp_path / "results").mkdir()
@@ -125,7 +142,7 @@ def test_every_kind_of_event_arrives(config: TrackingConfig, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("keeps_journal", [True, False], ids=["same machine", "other machine"])
 def test_a_resumed_run_has_one_value_and_one_picture_a_step(
-    config: TrackingConfig, tmp_path: Path, keeps_journal: bool
+    config: Recording, tmp_path: Path, keeps_journal: bool
 ) -> None:
     config = started(config)
     picture = np.zeros((4, 4, 3), np.uint8)
@@ -147,7 +164,7 @@ def test_a_resumed_run_has_one_value_and_one_picture_a_step(
 
 
 def test_figures_that_a_lost_machine_had_not_delivered_come_from_the_checkpoint(
-    config: TrackingConfig, tmp_path: Path
+    config: Recording, tmp_path: Path
 ) -> None:
     config = started(config)
     lost = open_tracker(config.model_copy(update={"enabled": False}), tmp_path / "lost")  # delivers nothing
@@ -166,7 +183,7 @@ def test_figures_that_a_lost_machine_had_not_delivered_come_from_the_checkpoint(
     assert told == [1, 2, 3, 4, 5]
 
 
-def test_what_a_killed_process_left_is_delivered_by_the_next_start(config: TrackingConfig, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_delivered_by_the_next_start(config: Recording, tmp_path: Path) -> None:
     config = started(config)
     write_and_die(tmp_path, config)
     resumed = open_tracker(config, tmp_path)
@@ -175,7 +192,7 @@ def test_what_a_killed_process_left_is_delivered_by_the_next_start(config: Track
     assert steps_of(config, "loss") == [1, 2]
 
 
-def test_a_resumed_run_is_running_until_it_ends_again(config: TrackingConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_is_running_until_it_ends_again(config: Recording, tmp_path: Path) -> None:
     config = started(config)
     first = open_tracker(config, tmp_path)
     first.metrics({"loss": 1.0}, 1)
@@ -189,11 +206,11 @@ def test_a_resumed_run_is_running_until_it_ends_again(config: TrackingConfig, tm
 
 
 def test_a_parameter_that_a_resume_changed_keeps_its_first_value_and_becomes_a_tag(
-    config: TrackingConfig, tmp_path: Path
+    config: Recording, tmp_path: Path
 ) -> None:
-    config = started(config, params={"train.epochs": "10", "tracking.run_id": "None"})
+    config = started(config, params={"train.epochs": "10"})
     tracker = open_tracker(config, tmp_path)
-    tracker.params({"train.epochs": "20", "seed": "7", "tracking.run_id": run_id_of(config)})
+    tracker.params({"train.epochs": "20", "seed": "7"})
     tracker.close("FINISHED")
     data = MlflowClient(config.uri).get_run(run_id_of(config)).data
     assert data.params == {"train.epochs": "10", "seed": "7"}
@@ -202,7 +219,7 @@ def test_a_parameter_that_a_resume_changed_keeps_its_first_value_and_becomes_a_t
     }
 
 
-def test_an_event_that_the_server_refuses_holds_up_nothing(config: TrackingConfig, tmp_path: Path) -> None:
+def test_an_event_that_the_server_refuses_holds_up_nothing(config: Recording, tmp_path: Path) -> None:
     config = started(config)
     tracker = open_tracker(config, tmp_path)
     tracker.artifact(tmp_path / "nothing-here.bin")
@@ -213,7 +230,7 @@ def test_an_event_that_the_server_refuses_holds_up_nothing(config: TrackingConfi
     assert status_of(config) == "FINISHED"
 
 
-def test_numbers_that_are_none_arrive(config: TrackingConfig, tmp_path: Path) -> None:
+def test_numbers_that_are_none_arrive(config: Recording, tmp_path: Path) -> None:
     config = started(config)
     tracker = open_tracker(config, tmp_path)
     tracker.metrics({"loss": float("nan")}, 1)
@@ -221,7 +238,7 @@ def test_numbers_that_are_none_arrive(config: TrackingConfig, tmp_path: Path) ->
     assert np.isnan(MlflowClient(config.uri).get_run(run_id_of(config)).data.metrics["loss"])
 
 
-def test_system_metrics_are_sampled_and_the_sampler_ends_with_the_run(config: TrackingConfig, tmp_path: Path) -> None:
+def test_system_metrics_are_sampled_and_the_sampler_ends_with_the_run(config: Recording, tmp_path: Path) -> None:
     config = started(config.model_copy(update={"system_metrics": True, "system_metrics_seconds": 0.2}))
     tracker = open_tracker(config, tmp_path)
     tracker.metrics({"loss": 1.0}, 1)
@@ -232,7 +249,7 @@ def test_system_metrics_are_sampled_and_the_sampler_ends_with_the_run(config: Tr
     assert not threads_of_ours()
 
 
-def test_no_secret_reaches_the_server(config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_reaches_the_server(config: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-0815")
     words = ("planted-secret-0815", "planted-word")
     (tmp_path / "out").mkdir()
@@ -287,7 +304,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once_and_in_orde
 
 
 def test_a_server_that_stays_away_delays_the_end_by_seconds_and_gets_the_rest_later(
-    config: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: Recording, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = started(config)
     away = config.model_copy(update={"uri": NOBODY})
@@ -303,21 +320,21 @@ def test_a_server_that_stays_away_delays_the_end_by_seconds_and_gets_the_rest_la
     assert (left, steps_of(config, "loss"), status_of(config)) == (0, [1], "FINISHED")
 
 
-def test_a_run_that_was_cut_off_is_failed_once_its_rest_is_delivered(config: TrackingConfig, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_is_failed_once_its_rest_is_delivered(config: Recording, tmp_path: Path) -> None:
     config = started(config)
     write_and_die(tmp_path, config)
     deliver_rest(config, tmp_path)
     assert status_of(config) == "FAILED"
 
 
-def test_a_journal_of_a_run_without_mlflow_is_not_delivered_to_nowhere(config: TrackingConfig, tmp_path: Path) -> None:
+def test_a_journal_of_a_run_without_mlflow_is_not_delivered_to_nowhere(config: Recording, tmp_path: Path) -> None:
     Journal(tmp_path).close("FINISHED")
-    with pytest.raises(UserError, match=r"give the run it belongs to by tracking\.run_id"):
+    with pytest.raises(UserError, match="was written without MLflow, and nobody says which run"):
         deliver_rest(config, tmp_path)
 
 
 def test_a_journal_of_a_run_without_mlflow_is_delivered_to_the_run_that_is_named(
-    config: TrackingConfig, tmp_path: Path
+    config: Recording, tmp_path: Path
 ) -> None:
     journal = Journal(tmp_path)
     journal.metrics({"loss": 1.0}, 1)
@@ -327,7 +344,7 @@ def test_a_journal_of_a_run_without_mlflow_is_delivered_to_the_run_that_is_named
     assert (left, steps_of(config, "loss"), status_of(config)) == (0, [1], "FINISHED")
 
 
-def test_a_folder_without_a_journal_is_refused_in_one_line(config: TrackingConfig, tmp_path: Path) -> None:
+def test_a_folder_without_a_journal_is_refused_in_one_line(config: Recording, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no journal here"):
         deliver_rest(config, tmp_path)
 
@@ -349,7 +366,7 @@ def test_without_a_server_a_run_starts_in_bounded_time_and_writes_its_journal(
 
 
 def test_a_run_that_goes_on_keeps_its_id_while_the_server_is_away() -> None:
-    assert create_run(TrackingConfig(uri=NOBODY, run_id="begun"), name="run") == "begun"
+    assert create_run(TrackingConfig(uri=NOBODY), name="run", known="begun") == "begun"
 
 
 def test_without_a_required_server_a_run_is_refused_in_one_line() -> None:
@@ -374,13 +391,13 @@ def test_an_address_with_a_password_in_the_environment_is_not_written_into_the_c
 # --- the driver ----------------------------------------------------------------------------------------------------
 
 
-def test_the_driver_ends_a_run_whose_workers_died(config: TrackingConfig) -> None:
+def test_the_driver_ends_a_run_whose_workers_died(config: Recording) -> None:
     config = started(config)
     finish_run(config, config.run_id, "FAILED")
     assert status_of(config) == "FAILED"
 
 
-def test_the_page_of_a_run_is_named(config: TrackingConfig) -> None:
+def test_the_page_of_a_run_is_named(config: Recording) -> None:
     config = started(config)
     experiment = MlflowClient(config.uri).get_run(run_id_of(config)).info.experiment_id
     url = run_url(config, run_id_of(config))

@@ -25,7 +25,7 @@ from hmtl_dist.tasks.head_pose import HeadPoseConfig
 from hmtl_dist.tasks.puzzling import PuzzlingConfig
 from hmtl_dist.tasks.registry import build_tasks
 from hmtl_dist.tasks.supervised import ClassificationConfig, NumberTask, RegressionConfig
-from hmtl_dist.tracking.config import TrackingConfig, resolve
+from hmtl_dist.tracking.config import Recording, TrackingConfig, resolve
 from hmtl_dist.tracking.mlflow import create_run, open_tracker
 from hmtl_dist.tracking.model_folder import Predictor, write_model
 
@@ -140,21 +140,21 @@ def test_weights_that_were_cut_short_are_refused_in_one_line(trained: tuple[HMTL
 @pytest.fixture(scope="module")
 def recorded(
     trained: tuple[HMTLModel, Path], mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> TrackingConfig:
+) -> Recording:
     """The section of a run that recorded the model twice, as one does that is resumed at its end."""
     config = TrackingConfig(
         uri=mlflow_server, experiment="models", system_metrics=False, register_model="faces", register_alias="tested"
     )
-    config = resolve(config, create_run(config, name="run"))
+    recording = resolve(config, create_run(config, name="run"))
     for _ in range(2):
-        tracker = open_tracker(config, tmp_path_factory.mktemp("scratch"))
+        tracker = open_tracker(recording, tmp_path_factory.mktemp("scratch"))
         tracker.model(trained[1])
         tracker.close("FINISHED")
-    return config
+    return recording
 
 
 @pytest.fixture(scope="module")
-def stored(recorded: TrackingConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stored(recorded: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The registered model, downloaded."""
     folder = tmp_path_factory.mktemp("download")
     with pytest.MonkeyPatch.context() as patch:
@@ -246,7 +246,7 @@ def test_the_mlflow_model_brings_its_own_code_and_nothing_compiled(stored: Path)
     assert not list(stored.rglob("__pycache__"))
 
 
-def test_the_same_model_is_registered_once(recorded: TrackingConfig) -> None:
+def test_the_same_model_is_registered_once(recorded: Recording) -> None:
     client = MlflowClient(recorded.uri, recorded.uri)
     versions = client.search_model_versions("name = 'faces'")
     assert [version.run_id for version in versions] == [recorded.run_id]

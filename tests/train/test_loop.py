@@ -10,7 +10,7 @@ from hmtl_dist.engine.base import Engine
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tracking.base import SilentTracker
-from hmtl_dist.train.base import Progress
+from hmtl_dist.train.base import Callback, Outcome, Progress
 from hmtl_dist.train.guard import Guard
 from hmtl_dist.train.loop import Run, Share, train
 from hmtl_dist.train.schedule import Schedule
@@ -114,6 +114,31 @@ def make_run(
 
 def steps(said: Iterable[tuple[int, object]]) -> list[int]:
     return [step for step, _ in said]
+
+
+class Heard(Callback):
+    def __init__(self) -> None:
+        self.windows: list[tuple[int, bool]] = []
+        self.evaluations: list[tuple[int, dict[str, float]]] = []
+        self.ends: list[Outcome] = []
+
+    def on_window(self, step: int, figures: Mapping[str, float]) -> None:
+        self.windows.append((step, "train/loss/total" in figures))
+
+    def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        self.evaluations.append((step, dict(figures)))
+
+    def on_end(self, outcome: Outcome) -> None:
+        self.ends.append(outcome)
+
+
+def test_callbacks_are_told_of_windows_evaluations_and_the_end() -> None:
+    run, _ = make_run()
+    heard = Heard()
+    outcome = train(replace(run, callbacks=(heard,)))
+    assert heard.windows == [(3, True), (4, True), (6, True), (8, True)]
+    assert heard.evaluations == [(8, {"eval/mood/accuracy": 0.08})]
+    assert heard.ends == [outcome]
 
 
 def test_reports_evaluates_and_saves_at_the_planned_steps() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import Place, RunContext
 from hmtl_dist.train.nodes import FIGURES, MOST, Nodes
 
 
@@ -16,7 +16,7 @@ def nodes(node: int, of: int, local_rank: int = 0) -> Nodes:
             local_rank=local_rank,
             device="cpu",
             scratch=Path(),
-            storage="",
+            run=RunContext(""),
             node=node,
             nodes=of,
         )

@@ -12,8 +12,8 @@ from hmtl_dist.engine.checkpoint import newest_manifest
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.train.base import Place
-from hmtl_dist.train.saving import Saver, check_changes, check_fields, checkpoints_folder
+from hmtl_dist.train.base import Place, RunContext
+from hmtl_dist.train.saving import Saver, check_changes, check_fields, checkpoints_folder, saved_config
 from tests.train.toy import batch, build, config
 
 DATA = "digest of the data"
@@ -34,7 +34,7 @@ def header(digest: str) -> IndexHeader:
 
 def saver(tree: RunConfig, folder: Path, digest: str = DATA) -> tuple[Saver, Engine]:
     objective, engine = build(tree)
-    place = Place(0, 1, 0, "cpu", folder / "scratch", str(folder))
+    place = Place(0, 1, 0, "cpu", folder / "scratch", RunContext(str(folder)))
     return Saver(tree, place, engine, objective, data=header(digest)), engine
 
 
@@ -97,6 +97,13 @@ def test_a_changed_setting_is_refused_by_name(
     save(config(), tmp_path)
     with pytest.raises(UserError, match=rf"^run 'toy' was begun with {key}={then}, now it is {now}; .* name=toy-2$"):
         check_changes(manifest(tmp_path), config(**sections))
+
+
+def test_a_checkpoint_of_before_is_read_without_what_is_no_setting_any_more(tmp_path: Path) -> None:
+    save(config(), tmp_path)
+    entries = manifest(tmp_path)
+    entries["config"]["tracking"]["run_id"] = "abc"
+    assert saved_config(entries) == config()
 
 
 @pytest.mark.parametrize(("schedule", "accepted"), [("constant", True), ("cosine", False), ("step", False)])
