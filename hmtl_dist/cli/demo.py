@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-SAMPLES, IDENTITIES, IMAGE_SIZE = 4400, 1100, 80
+SAMPLES, IDENTITIES, IMAGE_SIZE = 4000, 1000, 80
 SPLITS = {"train": 0.9, "val": 0.1}
 
 
@@ -54,7 +54,7 @@ def draw(url: str, console: "Console") -> None:
     from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
 
     adapter = SyntheticAdapter(SyntheticSettings(SAMPLES, IDENTITIES, IMAGE_SIZE))
-    settings = BuildSettings(dataset="drawn-faces", splits=SPLITS, shard_samples=250)
+    settings = BuildSettings(dataset="demo-faces", splits=SPLITS, shard_samples=250)
     # Processes take seconds to start: too long for looking whether all is there.
     num_workers = 1 if open_storage(url).exists("dataset.json") else default_workers()
     with console.progress(f"draw {url}", SAMPLES) as bar:

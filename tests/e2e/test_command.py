@@ -125,8 +125,11 @@ def trained(s3: S3Server, mlflow_server: str, start: Start, tmp_path_factory: py
         url = draw(f"{s3.bucket()}/faces", image_size=64)
         command = start(
             *("train", "demo", f"data.url={url}", "name=whole", "train.epochs=2", "train.report_every_steps=1"),
-            "model.backbone=test_efficientnet",  # of the recipe's kind, and small
             *(
+                "model.backbone=test_efficientnet",
+                "data.image_size=64",
+                "data.batch_size=32",
+                "train.evaluate_every_epochs=2",
                 "launch.num_workers=2",
                 "engine.kind=deepspeed",
                 "tracking.system_metrics_seconds=1",

@@ -21,9 +21,7 @@ PBT: dict[str, Any] = {"search": "random", "schedule": "pbt"}
 
 @pytest.mark.parametrize("name", list_shipped("tune_spaces"))
 def test_a_shipped_space_is_sound_for_the_demo(name: str) -> None:
-    check_space(
-        load_space(name), Recipe(tree=read_recipe(RunConfig, "demo"), overrides=("train.evaluate_every_epochs=1",))
-    )
+    check_space(load_space(name), Recipe(tree=read_recipe(RunConfig, "demo")))
 
 
 def test_the_example_of_the_documentation_is_sound(tmp_path: Path) -> None:
