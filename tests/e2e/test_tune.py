@@ -1,6 +1,5 @@
 """A sweep in processes of its own, on real Ray, MLflow and S3: killed twice, it goes on to the end; then looked at."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.history import History
 from hmtl_dist.tune.ledger import Ledger, Record
 from tests.e2e.drawn import STEPS_PER_EPOCH, draw, tree
-from tests.processes import command_line, kill_all, process_name
+from tests.processes import Family, process_name
 from tests.servers import S3Server
 from tests.tune.spaces import METRIC, WEIGHTS
 
@@ -33,43 +32,6 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(2400)]
 
 TRIALS, EPOCHS = 5, 6
 TRACKED = {"enabled": True, "experiment": "sweeps", "system_metrics": False}
-
-
-class Family:
-    """Everything that a driver has started, noted while it ran: Ray's workers overwrite their environment."""
-
-    def __init__(self, driver: "subprocess.Popen[Any]") -> None:
-        self._driver = psutil.Process(driver.pid)
-        self.members: set[psutil.Process] = set()
-
-    def look(self) -> None:
-        with contextlib.suppress(psutil.Error):
-            self.members |= {self._driver, *self._driver.children(recursive=True)}
-
-    def actor(self) -> psutil.Process:
-        """A process that trains a trial: Ray names it after the class that Tune makes of ours."""
-        self.look()
-        names = {one: command_line(one) for one in self.members if _runs(one)}
-        found = [one for one, name in names.items() if "TrialActor" in name or "ResourceTrainable" in name]
-        assert found, sorted(names.values())
-        return found[0]
-
-    def left_over(self, patience: float = 150.0) -> list[str]:
-        """What is still running, when it had time to end: Ray's agents take a minute to see that a driver is gone."""
-        deadline = time.monotonic() + patience
-        while (found := [one for one in self.members if _runs(one)]) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return [command_line(one) for one in found]
-
-    def kill(self) -> None:
-        kill_all(one for one in self.members if _runs(one))
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 @dataclass(frozen=True)

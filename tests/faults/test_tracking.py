@@ -270,9 +270,6 @@ def test_a_server_that_is_restarted_gets_everything(
     assert_recorded(trained, server.url)
 
 
-# SQLAlchemy warns of what MLflow asks of it.
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning")
 @pytest.mark.parametrize("through", ["server", "file"])
 def test_a_locked_database_neither_stops_nor_slows_a_run(
     url: str, server: OwnMLflow, healthy: Trained, through: str, tmp_path: Path

@@ -85,8 +85,6 @@ def test_runs_of_services_that_have_stopped_are_told_of(own_home: Path, monkeypa
         raise UserError("nothing there")
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning")
 def test_a_database_is_served_until_ctrl_c(own_home: Path) -> None:
     store = f"sqlite:///{own_home / 'mlflow.db'}"
     own_home.mkdir(parents=True, exist_ok=True)

@@ -404,9 +404,6 @@ def test_the_page_of_a_run_is_named(config: Recording) -> None:
     assert url == f"{config.uri}/#/experiments/{experiment}/runs/{config.run_id}"
 
 
-# MLflow's table definitions use a loader that SQLAlchemy 2.1 calls deprecated.
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning")
 def test_without_an_address_a_database_in_the_home_folder_is_used(
     hmtl_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

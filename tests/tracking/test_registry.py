@@ -17,16 +17,7 @@ from hmtl_dist.tracking.mlflow import create_run, record_model
 from hmtl_dist.tracking.model_folder import MODEL_FILE, write_model
 from hmtl_dist.tracking.registry import NoSuchVersionError, download_version, find_version, move_alias
 
-pytestmark = [
-    pytest.mark.nightly,
-    # MLflow's own `mlflow.types.responses` makes it warn of itself when `mlflow.pyfunc` is imported.
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-    # Its database's mapping is written in an older dialect of SQLAlchemy.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-    ),
-]
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")
