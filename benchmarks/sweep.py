@@ -3,13 +3,15 @@
     python -m benchmarks.sweep halving --trials 12     # the same trials stopped early, and all of them to the end
     python -m benchmarks.sweep overhead --trials 4     # a sweep, and its trials as runs one after another
 
-`halving` draws the trials at random, so that both sweeps have the same ones, and compares the best figures and the
-pictures trained on. `overhead` alternates sweeps and plain runs, one trial at a time on one core either way, each run a
-command of its own; every trial has the same steps.
+`halving` draws the trials at random, so that both sweeps have the same ones, and compares the best figures (with the
+binomial standard error of an accuracy on the evaluated pictures) and the pictures trained on. `overhead` alternates
+sweeps and plain runs, one trial at a time on one core either way, each run a command of its own; every trial has the
+same steps.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -51,8 +53,8 @@ def sweep(name: str, url: str, epochs: int, trials: int, *settings: str) -> tupl
     return json.loads(out), seconds
 
 
-def halving(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Compare successive halving with the same trials trained to their ends."""
+def halving(url: str, arguments: argparse.Namespace, evaluated: int) -> dict[str, Any]:
+    """Compare successive halving with the same trials trained to their ends, on so many evaluated pictures."""
     found: dict[str, Any] = {}
     for name, schedule in (
         ("asha", "schedule={type: asha, grace_epochs: 1, reduction: 3}"),
@@ -67,7 +69,10 @@ def halving(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "ended": sorted(trial["status"] for trial in trials),
             "figures": [round(trial["reports"][-1]["figures"][METRIC], 4) for trial in trials],
         }
-        print(f"{name:6} {found[name]['best']:.4f} best, {found[name]['images']:,} pictures, {seconds:.0f} s")
+        best = found[name]["best"]
+        found[name]["standard error"] = math.sqrt(best * (1 - best) / evaluated)
+        told = f"{best:.4f} best (standard error {found[name]['standard error']:.4f})"
+        print(f"{name:6} {told}, {found[name]['images']:,} pictures, {seconds:.0f} s")
     found["images ratio"] = found["asha"]["images"] / found["whole"]["images"]
     found["points lost"] = 100 * (found["whole"]["best"] - found["asha"]["best"])
     print(f"pictures {found['images ratio']:.2f} of the whole trials', {found['points lost']:.2f} points lost")
@@ -110,8 +115,11 @@ def main() -> None:
             os.environ.update(services.env())
             url = f"{services.bucket_url}/bench"
             adapter = SyntheticAdapter(SyntheticSettings(arguments.samples, arguments.samples // 4, 56))
-            build(adapter, url, BuildSettings(dataset="bench", splits={"train": 0.7, "val": 0.3}), num_workers=2)
-            figures = (halving if arguments.what == "halving" else overhead)(url, arguments)
+            built = build(
+                adapter, url, BuildSettings(dataset="bench", splits={"train": 0.7, "val": 0.3}), num_workers=2
+            )
+            evaluated = built.headers["val"].num_samples
+            figures = halving(url, arguments, evaluated) if arguments.what == "halving" else overhead(url, arguments)
         finally:
             stop_services(Path(home))
     print(json.dumps({"arguments": vars(arguments), **figures}))

@@ -74,6 +74,7 @@ def _run(request: "Request", seeds: list[int], console: "Console", *, quiet: boo
         if quiet:
             return run_sweep(request, Onlooker(), retrain=seeds)
         console.say(f"sweep {request.name}: log {log}")
+        _tell_left_out(request, console)
         return run_sweep(request, SweepView(console, request.space), retrain=seeds)
 
 
@@ -98,6 +99,11 @@ def _tell(request: "Request", outcome: "Outcome", console: "Console") -> None:
         console.say(f"MLflow     {outcome.url}")
     if outcome.stopped:
         console.say("stopped; the same command again goes on")
+
+
+def _tell_left_out(request: "Request", console: "Console") -> None:
+    if request.left_out:
+        console.say(f"left out, the recipe has no such section: {', '.join(request.left_out)}")
 
 
 def _leaderboard(request: "Request", outcome: "Outcome") -> "Table":
@@ -157,13 +163,14 @@ def _tell_plan(request: "Request", console: "Console", *, as_json: bool) -> None
     if as_json:
         told = {"sweep": request.name, "trials": space.num_trials, "steps": total, "steps_per_epoch": per_epoch}
         told |= {"images_at_most": cost.images_at_most, "images_expected": cost.images_expected}
-        told |= {"concurrency": at_once, "samples_per_second": cost.rate}
+        told |= {"left_out": request.left_out, "concurrency": at_once, "samples_per_second": cost.rate}
         told |= {"seconds": cost.seconds(cost.images_expected, at_once)}
         console.say(json.dumps(told | {"first": [record.params for record in drawn]}))
         return
     console.say(
         f"sweep {request.name}: {space.num_trials} trials of {total} steps ({per_epoch} an epoch), {space.metric}"
     )
+    _tell_left_out(request, console)
     for record in drawn:
         params = "  ".join(f"{path}={shown(value)}" for path, value in record.params.items())
         console.say(f"  trial {record.number}: {params}")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -122,10 +122,9 @@ class SweepView(Onlooker):
         if best is not None:
             parts.append(f"best {self._space.metric.removeprefix('eval/')} {best:.4f}")
         parts.append(f"{sum(line.samples_per_second for line in running):.1f} img/s")
-        done = sum(record.ended for record in records)
-        if done and not self._space.exchanges:
-            new = max(1, done - sum(record.ended for record in records if record.number not in self._lines))
-            left = seconds / new * (_total(self._book) - done)
+        steps = {number: line.global_step for number, line in self._lines.items()}
+        left = seconds_left(records, steps, _total(self._book), self._images_before, seconds)
+        if left is not None and not self._space.exchanges:
             parts.append(f"ETA {duration(left)}")
         if self._hours is not None:
             parts.append(f"budget left {duration(self._hours * 3600 - seconds)}")
@@ -143,6 +142,31 @@ class SweepView(Onlooker):
         )
         how = {"FINISHED": "finished", "PRUNED": "stopped early", "STOPPED": "stopped, goes on next time"}
         return f"{how.get(record.status, record.status.lower())} at step {record.step}: {figures}  {params}".rstrip()
+
+
+def seconds_left(
+    records: Sequence[Record], steps: Mapping[int, int], total: int, images_before: int, seconds: float
+) -> float | None:
+    """Return the time that a sweep will take yet, None before a trial has ended.
+
+    Every trial is taken to train on as many pictures as those that have ended, and all of them at the speed so far.
+
+    Args:
+        records: The trials that have been drawn.
+        steps: Steps that trials are at by now, by number; what they have told may be older.
+        total: How many trials there are to be.
+        images_before: Pictures trained on when this part of the sweep began.
+        seconds: Time since then.
+    """
+    ended = [record.images for record in records if record.ended and record.images]
+    if not ended:
+        return None
+    whole = sum(ended) / len(ended)
+    batch = max(record.batch_size for record in records)
+    done = {one.number: max(one.images, steps.get(one.number, 0) * batch) for one in records}
+    begun = [max(0.0, whole - done[one.number]) for one in records if not one.ended]
+    rate = (sum(done.values()) - images_before) / seconds
+    return (sum(begun) + whole * (total - len(records))) / rate if rate > 0 else None
 
 
 def _total(book: Book) -> int:

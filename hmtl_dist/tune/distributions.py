@@ -20,6 +20,8 @@ class Distribution(Section, ABC):
 
     when: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Draw it only where other parameters have one of these values: path to value, or to a list of values."""
+    optional: bool = False
+    """Leave it out where the recipe has not the section that it is in, such as the task that it weighs."""
 
     @abstractmethod
     def extremes(self) -> list[Any]:

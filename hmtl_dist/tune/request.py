@@ -15,7 +15,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.jsonl import JOURNAL, read_events
 from hmtl_dist.tune.space import Asha, Space
-from hmtl_dist.tune.trials import Recipe, Trial, check_space, overrides_of, sweep_settings
+from hmtl_dist.tune.trials import Recipe, Trial, check_space, fitted, overrides_of, sweep_settings
 
 if TYPE_CHECKING:
     from hmtl_dist.data.selection import Selection
@@ -34,9 +34,12 @@ class Request:
     name: str
     """Name of the sweep, which its runs' names begin with."""
     space: Space
+    """What is searched, without what the recipe has no section for."""
     recipe: Recipe
     config: RunConfig
     """The recipe's configuration with what the sweep sets."""
+    left_out: tuple[str, ...] = ()
+    """Optional parameters that the recipe has no section for."""
 
     @classmethod
     def make(
@@ -60,11 +63,12 @@ class Request:
     ) -> "Request":
         """Do the same for a recipe as a tree."""
         source = Recipe(tree=tree, overrides=tuple(overrides))
+        wanted, space = space, fitted(space, source)
         config = check_space(space, source)
         chosen = name or f"{config.name}-{space_name}"
         if not re.match(NAME, chosen):
             raise UserError(f"--name: given '{chosen}', allowed up to 80 letters, digits, '.', '_' and '-'")
-        return cls(chosen, space, source, config)
+        return cls(chosen, space, source, config, tuple(path for path in wanted.params if path not in space.params))
 
     @property
     def folder(self) -> str:
@@ -123,7 +127,7 @@ class Request:
             number=number,
             seeds=self.seeds,
             recipe=self.recipe,
-            settings=tuple(sweep_settings(self.space)),
+            settings=tuple(sweep_settings(self.space, self.config)),
             parent=parent,
             metrics=tuple(metric for metric, _ in self.space.metrics),
             exchanges=self.space.exchanges,

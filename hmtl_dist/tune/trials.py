@@ -6,11 +6,11 @@ from typing import Any
 from hmtl_dist.config.base import Section
 from hmtl_dist.config.dialect import one_line
 from hmtl_dist.config.explain import shown
-from hmtl_dist.config.io import Tree, check_tree
+from hmtl_dist.config.io import Tree, check_tree, flatten
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tune.distributions import Fixed
-from hmtl_dist.tune.space import Pb2, Pbt, Space
+from hmtl_dist.tune.space import Asha, Median, Pb2, Pbt, Space, parse_space
 
 MAX_CHECKED = 200
 """Combinations of a grid that are checked before anything starts; the others are when their turn comes."""
@@ -87,8 +87,8 @@ def overrides_of(params: Mapping[str, Any]) -> list[str]:
     return [f"{path}={one_line(params[path])}" for path in sorted(params, key=lambda path: path.count("."))]
 
 
-def sweep_settings(space: Space) -> list[str]:
-    """Return what a sweep sets in every trial, over the recipe and below what is drawn."""
+def sweep_settings(space: Space, config: RunConfig) -> list[str]:
+    """Return what a sweep sets in every trial, over the recipe's configuration and below what is drawn."""
     settings = [
         "train.monitor=null",
         "tracking.model=false",  # the winner's is recorded at the end
@@ -97,6 +97,9 @@ def sweep_settings(space: Space) -> list[str]:
     ]
     if space.budget.epochs is not None:
         settings.append(f"train.epochs={space.budget.epochs}")
+    if isinstance(space.schedule, Asha | Median):  # which can only judge what has been evaluated
+        every = min(space.schedule.grace_epochs, config.train.evaluate_every_epochs)
+        settings.append(f"train.evaluate_every_epochs={every}")
     if isinstance(space.schedule, Pbt | Pb2):
         every = space.schedule.interval_epochs
         settings += [
@@ -105,6 +108,45 @@ def sweep_settings(space: Space) -> list[str]:
             f"train.keep_checkpoints={KEPT_FOR_OTHERS}",
         ]
     return settings
+
+
+def fitted(space: Space, recipe: Recipe) -> Space:
+    """Return a space without its optional parameters of sections that the recipe has not, nor what depends on them.
+
+    Raises:
+        UserError: Nothing is left to vary, or the recipe is not sound itself.
+    """
+    if not any(distribution.optional for distribution in space.params.values()):
+        return space
+    flat = flatten(recipe.resolve())
+    sections = {path: path.rpartition(".")[0] for path in space.params}
+    there = {section for section in sections.values() if any(key.startswith(f"{section}.") for key in flat)}
+    out: set[str] = set()
+    for path in space.order:
+        distribution = space.params[path]
+        if (distribution.optional and sections[path] not in there) or not out.isdisjoint(distribution.when):
+            out.add(path)
+    if not out:
+        return space
+    if out.issuperset(space.varied):
+        raise UserError(
+            f"params: the recipe has no {' and no '.join(sorted({sections[path] for path in out}))}, "
+            "and nothing else varies; take another space, or a recipe that has them"
+        )
+    tree = space.model_dump(mode="json", exclude_unset=True)
+    tree["params"] = _without(tree["params"], out)
+    if "points" in tree:
+        tree["points"] = [kept for point in tree["points"] if (kept := _without(point, out))]
+    for bound in tree.get("constraints", ()):
+        if "sum" in bound:
+            bound["sum"] = [path for path in bound["sum"] if path not in out]
+    if "constraints" in tree:
+        tree["constraints"] = [bound for bound in tree["constraints"] if bound.get("sum") != []]
+    return parse_space(tree)
+
+
+def _without(values: Tree, paths: set[str]) -> Tree:
+    return {path: value for path, value in values.items() if path not in paths}
 
 
 def check_space(space: Space, recipe: Recipe) -> RunConfig:
@@ -119,7 +161,7 @@ def check_space(space: Space, recipe: Recipe) -> RunConfig:
     Raises:
         UserError: Something does not fit, or the recipe is not sound itself.
     """
-    settings = sweep_settings(space)
+    settings = sweep_settings(space, recipe.resolve())
     config = recipe.resolve(settings)
     _check_metrics(space, config)
     _check_epochs(space, config)
@@ -173,9 +215,3 @@ def _check_epochs(space: Space, config: RunConfig) -> None:
             raise UserError(
                 f"schedule.{key}: {value} given, but a trial has train.epochs={epochs}; raise budget.epochs or lower it"
             )
-    every = config.train.evaluate_every_epochs
-    if schedule.type != "fifo" and every >= epochs:
-        raise UserError(
-            f"schedule.type: {schedule.type} judges trials by their evaluations, but the recipe has "
-            f"train.evaluate_every_epochs={every} of train.epochs={epochs}; evaluate more often"
-        )

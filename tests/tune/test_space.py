@@ -11,7 +11,7 @@ from hmtl_dist.config.io import find_shipped, list_shipped, read_recipe
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tune.space import load_space
-from hmtl_dist.tune.trials import Recipe, check_space, overrides_of
+from hmtl_dist.tune.trials import Recipe, check_space, fitted, overrides_of
 from tests.tune.spaces import METRIC, WEIGHTS, recipe, space, tree
 
 LOG = {"type": "loguniform", "low": 0.05, "high": 5.0}
@@ -20,8 +20,10 @@ PBT: dict[str, Any] = {"search": "random", "schedule": "pbt"}
 
 
 @pytest.mark.parametrize("name", list_shipped("tune_spaces"))
-def test_a_shipped_space_is_sound_for_the_demo(name: str) -> None:
-    check_space(load_space(name), Recipe(tree=read_recipe(RunConfig, "demo")))
+@pytest.mark.parametrize("recipe", ["demo", "faces_small", "affectnet_puzzling_b0", "affectnet_inpainting_b0"])
+def test_a_shipped_space_is_sound_for_recipes_with_pretext_tasks(name: str, recipe: str) -> None:
+    tree = Recipe(tree=read_recipe(RunConfig, recipe))
+    check_space(fitted(load_space(name), tree), tree)
 
 
 def test_the_example_of_the_documentation_is_sound(tmp_path: Path) -> None:
@@ -202,9 +204,45 @@ def test_a_mistake_is_one_line_with_its_path_and_what_is_allowed(case: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_that_evaluates_only_at_its_end_leaves_nothing_to_stop_early() -> None:
-    with pytest.raises(UserError, match=r"^schedule.type: asha judges trials by their evaluations"):
-        check_space(space(schedule="asha"), recipe(train={"epochs": 9, "evaluate_every_epochs": 9}))
+@pytest.mark.parametrize(("every", "evaluated"), [(9, 2), (1, 1)])
+def test_a_trial_that_may_be_stopped_early_is_evaluated_as_often_as_it_is_judged(every: int, evaluated: int) -> None:
+    judged = space(schedule={"type": "asha", "grace_epochs": 2})
+    config = check_space(judged, recipe(train={"epochs": 9, "evaluate_every_epochs": every}))
+    assert config.train.evaluate_every_epochs == evaluated
+
+
+OPTIONAL = {path: {**distribution, "optional": True} for path, distribution in WEIGHTS.items()}
+PUZZLING, INPAINTING = OPTIONAL
+
+
+def test_an_optional_parameter_is_left_out_where_the_recipe_has_no_such_task() -> None:
+    wanted = space(
+        params={
+            **OPTIONAL,
+            "optim.learning_rate": {**LOG, "when": {INPAINTING: 0.1}},
+            "augment.noise": {"type": "uniform", "low": 0, "high": 0.1},
+        },
+        points=[{PUZZLING: 1.0, INPAINTING: 2.0}, {INPAINTING: 0.5}],
+        constraints=[
+            {"sum": [PUZZLING, INPAINTING], "max": 6},
+            {"sum": [INPAINTING], "max": 3},
+            {"metric": METRIC, "min": 0.5},
+        ],
+    )
+    without = recipe(tasks={"expression": {"type": "classification"}, "puzzling": {"type": "puzzling"}})
+    found = fitted(wanted, without)
+    assert list(found.params) == [PUZZLING, "augment.noise"]
+    assert found.points == ({PUZZLING: 1.0},)
+    assert [one.sum for one in found.constraints] == [(PUZZLING,), None]
+    assert fitted(wanted, recipe()) == wanted
+    with pytest.raises(UserError, match=r"^params.tasks.inpainting.weight: .*no task 'inpainting'"):
+        check_space(space(), without)
+
+
+def test_a_space_of_which_a_recipe_has_nothing_is_refused() -> None:
+    without = recipe(tasks={"expression": {"type": "classification"}})
+    with pytest.raises(UserError, match=r"^params: the recipe has no tasks.inpainting and no tasks.puzzling, and noth"):
+        fitted(space(params=OPTIONAL), without)
 
 
 def test_a_short_metric_is_one_of_evaluation() -> None:

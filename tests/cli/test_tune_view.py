@@ -1,0 +1,37 @@
+"""The time left of a sweep is told by the pictures that are left."""
+
+from hmtl_dist.cli.tune_view import seconds_left
+from hmtl_dist.tune.ledger import Record
+
+
+def trial(number: int, images: int, *, ended: bool = False) -> Record:
+    """A trial of 100 steps of 16 pictures that has told so many of them."""
+    status = "FINISHED" if ended else "RUNNING"
+    return Record(number=number, params={}, status=status, images=images, step=images // 16, batch_size=16)
+
+
+def test_nothing_is_foretold_before_a_trial_has_ended() -> None:
+    assert seconds_left([trial(0, 800)], {0: 60}, total=4, images_before=0, seconds=10) is None
+
+
+def test_pictures_left_are_divided_by_the_speed_so_far() -> None:
+    records = [trial(0, 1600, ended=True), trial(1, 480)]
+    # 2,400 pictures in 24 s; 800 are left of the second trial, and two more are to come
+    assert seconds_left(records, {1: 50}, total=4, images_before=0, seconds=24) == 40
+
+
+def test_pictures_of_an_earlier_part_are_no_speed_of_this_one() -> None:
+    records = [trial(0, 1600, ended=True), trial(1, 480)]
+    assert seconds_left(records, {1: 50}, total=2, images_before=2080, seconds=4) == 10
+
+
+def test_the_time_left_falls_as_time_passes_although_no_trial_ends() -> None:
+    records = [trial(0, 1600, ended=True), trial(1, 0)]
+    told = [seconds_left(records, {1: step}, 3, images_before=0, seconds=10 + step / 10) for step in (10, 50, 90)]
+    assert told == sorted(told, key=lambda left: -(left or 0))
+    assert told == [3040 / (1760 / 11), 2400 / (2400 / 15), 1760 / (3040 / 19)]
+
+
+def test_a_trial_that_takes_longer_than_those_that_ended_owes_nothing() -> None:
+    records = [trial(0, 160, ended=True), trial(1, 1440)]
+    assert seconds_left(records, {1: 95}, total=2, images_before=0, seconds=10) == 0
