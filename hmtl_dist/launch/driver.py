@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hmtl_dist.config.io import flatten
 from hmtl_dist.engine.checkpoint import complete_steps, newest_manifest
 from hmtl_dist.launch.cost import Cost, account
 from hmtl_dist.launch.lock import only_one
 from hmtl_dist.launch.place import run_folder
 from hmtl_dist.launch.preflight import check_data
-from hmtl_dist.launch.record import Record, check_place, read_record, write_record
+from hmtl_dist.launch.record import Record, begin_recording, check_place, read_record, write_record
 from hmtl_dist.launch.sync import undelivered
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import Recording, resolve
-from hmtl_dist.tracking.facts import code_tags
-from hmtl_dist.tracking.mlflow import create_run, finish_run, record_figures, run_url
+from hmtl_dist.tracking.mlflow import finish_run, record_figures, run_url
 from hmtl_dist.train.base import Callback, Listener, Outcome, Progress, RunContext
 from hmtl_dist.train.saving import check_changes, checkpoints_folder, read_entries
 
@@ -98,13 +96,10 @@ def _begin(config: RunConfig, folder: str, manifest: Mapping[str, Any] | None, p
     synced.
     """
     record = read_record(folder) or Record(config={})
-    known = record.run_id or (read_entries(manifest).run_id if manifest else None)
+    run_id = record.run_id or (read_entries(manifest).run_id if manifest else None)
     parent = record.parent or parent
-    recording = resolve(config.tracking, known=record.tracking_uri)
-    tags = code_tags() | config.tracking.tags
-    run_id = create_run(recording, name=config.name, known=known, parent=parent, params=flatten(config), tags=tags)
-    recording = recording.model_copy(update={"run_id": run_id})
-    return RunContext(folder, recording, parent, attempt=record.attempt + 1)
+    recording = resolve(config.tracking, run_id, known=record.tracking_uri)
+    return RunContext(folder, begin_recording(config, recording, parent), parent, attempt=record.attempt + 1)
 
 
 def _run(

@@ -9,11 +9,14 @@ from pydantic import ConfigDict, Field, ValidationError
 from hmtl_dist.config.base import Section
 from hmtl_dist.config.dialect import parse_json
 from hmtl_dist.config.explain import explain
-from hmtl_dist.config.io import home, to_dict, with_overrides
+from hmtl_dist.config.io import flatten, home, to_dict, with_overrides
 from hmtl_dist.data.storage import ObjectMissingError, open_storage
 from hmtl_dist.engine.checkpoint import newest_manifest
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
+from hmtl_dist.tracking.config import Recording
+from hmtl_dist.tracking.facts import code_tags
+from hmtl_dist.tracking.mlflow import create_run
 from hmtl_dist.train.base import RunContext
 from hmtl_dist.train.saving import checkpoints_folder, read_config, saved_config
 
@@ -37,6 +40,28 @@ class Record(Section):
     """MLflow run that it belongs to."""
     attempt: Annotated[int, Field(ge=0)] = 0
     """How often it was started."""
+
+
+def begin_recording(config: RunConfig, recording: Recording, parent: str | None) -> Recording:
+    """Return where a run is recorded, with the MLflow run that it was begun in, or a new one; None without MLflow.
+
+    Args:
+        config: As it was given.
+        recording: Where it is recorded, and the MLflow run that it was begun in, if any.
+        parent: MLflow run that a new one belongs to.
+
+    Raises:
+        UserError: MLflow does not answer and is required; or its address is not usable.
+    """
+    run_id = create_run(
+        recording,
+        name=config.name,
+        known=recording.run_id,
+        parent=parent,
+        params=flatten(config),
+        tags=code_tags() | config.tracking.tags,
+    )
+    return recording.model_copy(update={"run_id": run_id})
 
 
 def write_record(config: RunConfig, run: RunContext) -> None:

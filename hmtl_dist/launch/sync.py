@@ -4,17 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hmtl_dist.config.addresses import start_it
-from hmtl_dist.config.io import flatten
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.lock import only_one
 from hmtl_dist.launch.place import rank_folder, run_folder
-from hmtl_dist.launch.record import Record, read_record, write_record
+from hmtl_dist.launch.record import Record, begin_recording, read_record, write_record
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.tracking.config import Recording, resolve, tracking_uri
+from hmtl_dist.tracking.config import resolve, tracking_uri
 from hmtl_dist.tracking.delivery import waiting
-from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.jsonl import JOURNAL
-from hmtl_dist.tracking.mlflow import MlflowSink, create_run, deliver_rest, run_url
+from hmtl_dist.tracking.mlflow import MlflowSink, deliver_rest, run_url
 from hmtl_dist.tracking.redact import redact
 from hmtl_dist.train.base import RunContext
 
@@ -59,28 +57,18 @@ def sync_run(config: RunConfig, on_progress: Callable[[int, int], None]) -> Sync
     recording = resolve(tracking, record.run_id, known=record.tracking_uri)
     where = redact(tracking_uri(recording))
     with only_one(run_folder(config), config.name):
-        run_id = _run_of(config, recording, record.parent)
-        if run_id is None:
+        begun = begin_recording(config, recording, record.parent) if MlflowSink(recording).answers() else None
+        if begun is None or begun.run_id is None:
             raise UserError(
                 f"MLflow at {where} does not answer: {start_it(where)}, or correct tracking.uri; the journal waits"
             )
-        if run_id != recording.run_id:
-            recording = recording.model_copy(update={"run_id": run_id})
-            write_record(config, RunContext(run_folder(config), recording, record.parent, record.attempt))
+        if begun.run_id != recording.run_id:
+            write_record(config, RunContext(run_folder(config), begun, record.parent, record.attempt))
         before = len(waiting(folder / JOURNAL))
-        rest = deliver_rest(recording, folder, on_progress)
+        rest = deliver_rest(begun, folder, on_progress)
     if rest.left:
         raise UserError(
             f"MLflow at {where} does not answer any more: {rest.left} of {before} events still wait in "
             f"{folder / JOURNAL}; the same command goes on from there"
         )
-    return Synced(before - rest.refused, rest.refused, run_id, run_url(recording, run_id))
-
-
-def _run_of(config: RunConfig, recording: Recording, parent: str | None) -> str | None:
-    """Return the MLflow run that the run was begun in, or a new one; None where MLflow does not answer."""
-    if not MlflowSink(recording).answers():
-        return None
-    tags = code_tags() | config.tracking.tags
-    params = flatten(config)
-    return create_run(recording, name=config.name, known=recording.run_id, parent=parent, params=params, tags=tags)
+    return Synced(before - rest.refused, rest.refused, begun.run_id, run_url(begun, begun.run_id))

@@ -15,6 +15,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid #d9dde2; padding: .3em .7em; text-align: right; white-space: nowrap }
+table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere }
 th { border-bottom: 2px solid #8a939d; font-weight: 600 }
 tr.best td { font-weight: 600; background: #eaf3ea }
 tr.ended td { color: #57606a }
@@ -99,7 +100,7 @@ def write_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1>",
-        f"<table>{told}</table>",
+        f'<table class="facts">{told}</table>',
         "<h2>Leaderboard</h2>",
         '<div class="wide"><table id="leaderboard">',
         f"<thead><tr>{head}</tr></thead>",

@@ -211,7 +211,7 @@ def _check_epochs(space: Space, config: RunConfig) -> None:
     schedule, epochs = space.schedule, config.train.epochs
     for key in ("grace_epochs", "interval_epochs"):
         value = getattr(schedule, key, 0)
-        if value >= epochs and space.schedule.type != "fifo":
+        if value >= epochs:
             raise UserError(
                 f"schedule.{key}: {value} given, but a trial has train.epochs={epochs}; raise budget.epochs or lower it"
             )

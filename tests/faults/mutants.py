@@ -457,7 +457,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         (75,),
         "launch/sync.py",
-        "rest = deliver_rest(recording, folder, on_progress)",
+        "rest = deliver_rest(begun, folder, on_progress)",
         "from hmtl_dist.tracking.mlflow import Rest\n\n        rest = Rest(0, 0) if deliver_rest else None",
         "faults/test_tracking.py::test_a_server_that_goes_away_is_delivered_to_by_sync",
         slow=True,
@@ -465,8 +465,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         (76,),
         "launch/sync.py",
-        "if run_id != recording.run_id:",
-        "if run_id is recording:",
+        "if begun.run_id != recording.run_id:",
+        "if begun is recording:",
         "faults/test_tracking.py::test_a_run_that_began_while_the_server_was_away_gets_its_mlflow_run_by_sync",
         slow=True,
     ),

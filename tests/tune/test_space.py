@@ -10,6 +10,7 @@ import pytest
 from hmtl_dist.config.io import find_shipped, list_shipped, read_recipe
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
+from hmtl_dist.tune.request import Request
 from hmtl_dist.tune.space import load_space
 from hmtl_dist.tune.trials import Recipe, check_space, fitted, overrides_of
 from tests.tune.spaces import METRIC, WEIGHTS, recipe, space, tree
@@ -235,6 +236,8 @@ def test_an_optional_parameter_is_left_out_where_the_recipe_has_no_such_task() -
     assert found.points == ({PUZZLING: 1.0},)
     assert [one.sum for one in found.constraints] == [(PUZZLING,), None]
     assert fitted(wanted, recipe()) == wanted
+    request = Request.of(wanted, "weights", without.tree)
+    assert (request.space, request.left_out) == (found, (INPAINTING, "optim.learning_rate"))
     with pytest.raises(UserError, match=r"^params.tasks.inpainting.weight: .*no task 'inpainting'"):
         check_space(space(), without)
 
