@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from hmtl_dist import garbage
 from hmtl_dist.services import mlflow, seaweedfs
 from hmtl_dist.services.process import Server, stop
 from tests.servers import ADMIN, READER, S3Server, await_server
+
+garbage.collect_rarely()
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,6 +33,11 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 )
+
+
+def pytest_unconfigure() -> None:
+    """Leave at once when all is done."""
+    garbage.collect_no_more()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,9 +3,12 @@
 import os
 import sys
 
+from hmtl_dist import garbage
+
 
 def main() -> None:
     """Run the command line `hmtl-dist`."""
+    garbage.collect_rarely()
     try:
         _run()
     except ModuleNotFoundError as error:
@@ -18,6 +21,8 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from error
+    finally:
+        garbage.collect_no_more()
 
 
 def _run() -> None:

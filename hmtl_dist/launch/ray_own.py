@@ -22,6 +22,8 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from hmtl_dist import garbage
+
 _LEAVE_SECONDS = 10.0
 """How long the ranks may take to leave their group."""
 
@@ -127,6 +129,7 @@ class _FileBackend(Backend):
 
 def _join_ranks(backend: str, address: str, seconds: int) -> None:
     """Make the process group, and set what libraries ask the environment for, as `torchrun` does."""
+    garbage.collect_rarely()
     import torch.distributed as dist
 
     context = ray.train.get_context()

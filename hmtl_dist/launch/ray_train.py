@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any, cast
 
+from hmtl_dist import garbage
 from hmtl_dist.data.storage import REACHED
 from hmtl_dist.data.worker import LoaderDiedError
 from hmtl_dist.errors import UserError
@@ -224,6 +225,7 @@ def _train_on_worker(
 
     What starting again cannot mend is returned by the workers that Ray starts after it, on all ranks alike.
     """
+    garbage.collect_rarely()
     import ray
     import ray.train
     import ray.train.torch

@@ -19,9 +19,9 @@ from torch import Tensor
 from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.tasks.base import Ranks, SingleRank, Task
+from hmtl_dist.tasks.base import Ranks, Task
 from hmtl_dist.tasks.supervised import Classification, NumberTask, unknown
-from hmtl_dist.train.metrics import TaskMetrics, build_metrics
+from hmtl_dist.train.metrics import TaskMetrics, build_metrics, figure_names
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def check_monitored(path: str, figure: str, tasks: Sequence[Task]) -> None:
 
 
 def _supervised_figures(tasks: Sequence[Task]) -> list[str]:
-    metrics = build_metrics(tasks, torch.device("cpu"), SingleRank())
-    return [f"{task}/{name}" for task, metric in metrics.items() for name in metric.names()]
+    return [f"{task.name}/{name}" for task in tasks for name in figure_names(task)]
 
 
 class GroupMetrics:

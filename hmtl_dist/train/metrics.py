@@ -27,10 +27,6 @@ class TaskMetrics(Protocol):
         """Count a batch: the head's output, labels `[B]` by name, and weights `[B]` of which 0 leaves a sample out."""
         ...
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the figures."""
-        ...
-
     def figures(self) -> dict[str, float]:
         """Return the figures over all ranks, by name without the task's; collective."""
         ...
@@ -64,10 +60,6 @@ class ClassificationMetrics:
         # Probabilities: torchmetrics takes logits that all lie in [0, 1] for such.
         self._calibration.update(output.softmax(1), targets)
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the figures."""
-        return "accuracy", "balanced_accuracy", "macro_f1", "ece"
-
     def figures(self) -> dict[str, float]:
         """Return `accuracy`, `balanced_accuracy`, `macro_f1` and `ece`; NaN where no sample is labelled."""
         self.confusion = self._matrix.compute().cpu().numpy().astype(np.int64)
@@ -97,12 +89,6 @@ class NumberMetrics:
             mean.update(errors_BR[:, column][valid_BR[:, column]])
         self._moments = self._moments + moments(predictions_BR, targets_BR.nan_to_num(), valid_BR)
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the figures."""
-        kinds = ("mae", "ccc") if self._task.concordance else ("mae",)
-        named = [f"{kind}_{label}" for kind in kinds for label in self._task.labels]
-        return (*named, *kinds) if self._task.one_unit else tuple(named)
-
     def figures(self) -> dict[str, float]:
         """Return `mae_LABEL`, and `ccc_LABEL`, for every label; `mae` and `ccc` are means over labels of one unit."""
         figures = {"mae": {label: float(mean.compute()) for label, mean in self._means.items()}}
@@ -114,6 +100,17 @@ class NumberMetrics:
         if self._task.one_unit:
             named |= {kind: float(np.mean([*values.values()])) for kind, values in figures.items()}
         return named
+
+
+def figure_names(task: Task) -> tuple[str, ...]:
+    """Return what the figures of a task will be called, none for a pretext task; nothing is built."""
+    if isinstance(task, Classification):
+        return "accuracy", "balanced_accuracy", "macro_f1", "ece"
+    if isinstance(task, NumberTask):
+        kinds = ("mae", "ccc") if task.concordance else ("mae",)
+        named = [f"{kind}_{label}" for kind in kinds for label in task.labels]
+        return (*named, *kinds) if task.one_unit else tuple(named)
+    return ()
 
 
 def build_metrics(tasks: Sequence[Task], device: torch.device, ranks: Ranks) -> dict[str, TaskMetrics]:

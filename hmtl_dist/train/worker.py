@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hmtl_dist import rng
+from hmtl_dist import garbage, rng
 from hmtl_dist.augment import GeometricTransform
 from hmtl_dist.config.io import flatten
 from hmtl_dist.data.plan import Plan
@@ -63,6 +63,7 @@ def train_rank(config: RunConfig, place: Place, listener: Listener) -> Outcome:
         UserError: What the configuration names cannot be used: data, labels, model, checkpoint.
     """
     trainee = Trainee(config, place)
+    garbage.collect_as_usual()
     with closing(trainee.engine):
         return _train(trainee, listener)
 

@@ -4,7 +4,7 @@
     Tune judges the result      (the thread waits: a trial that is stopped has not trained for nothing)
     Tune asks again, or stops the trial, or gives the process to another trial
 
-Nothing here knows Ray: `tune.search` makes an actor of it.
+Nothing here knows Ray: `tune.actor` makes an actor of it.
 """
 
 import os

@@ -9,9 +9,7 @@ since its last snapshot. The ledger does, and a sweep that goes on is a new run 
 trials that have not ended, and whose scheduler is shown all that was reported before.
 """
 
-import math
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -19,21 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import pyarrow.fs
 import ray
 import ray.exceptions
 from ray import tune
-from ray.train._internal.session import _TrainingResult
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
 from ray.tune.search import SearchAlgorithm
 
 from hmtl_dist.launch.failure import TrainingError, one_line
@@ -43,19 +32,15 @@ from hmtl_dist.launch.signals import StopRequest
 from hmtl_dist.run_config import LaunchConfig, RunConfig
 from hmtl_dist.train.background import in_thread
 from hmtl_dist.train.base import Progress
+from hmtl_dist.tune.actor import PARAMS, TOLD, TRIAL, TrialActor
 from hmtl_dist.tune.book import Book
-from hmtl_dist.tune.distributions import Choice, LogUniform, Uniform
-from hmtl_dist.tune.ledger import Record
 from hmtl_dist.tune.mailbox import Mailbox
-from hmtl_dist.tune.member import Member, News
+from hmtl_dist.tune.member import News
 from hmtl_dist.tune.room import check_room, in_hand, places
-from hmtl_dist.tune.space import Asha, Median, Pb2, Pbt, Space
+from hmtl_dist.tune.schedulers import make_scheduler
+from hmtl_dist.tune.space import Space
 from hmtl_dist.tune.trials import Trial
 
-STEP, FAILED = "global_step", "failed"
-PARAMS, TRIAL, TOLD = "params", "trial", "told"
-"""Keys of a trial's configuration as Tune holds it: the values by path, what does not change, as JSON, and the global
-step of the last report."""
 _LOOK_SECONDS = 0.2
 """How often the driver looks for progress and for a stop request."""
 _ANSWER_SECONDS = 10.0
@@ -65,7 +50,6 @@ _TUNE_VARIABLES = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the end of a trial that broke has no figure
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own snapshots are not used
     "TUNE_WARN_THRESHOLD_S": "10",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
@@ -124,6 +108,7 @@ def run_trials(job: Job, book: Book, watcher: Watcher, cluster: Cluster) -> bool
         watcher.started(concurrency)
         mailbox = actor_here(Mailbox)
         at_once = in_hand(job.space, job.config.launch, concurrency, room)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)  # their processes start together
         fit = in_thread(_tuner(job, book, mailbox, at_once, cluster.scratch).fit, "ray tune")
         deadline = None if job.hours_left is None else time.monotonic() + 3600 * job.hours_left
         asked = False
@@ -201,66 +186,6 @@ def _tuner(job: Job, book: Book, mailbox: Any, at_once: int, scratch: Path) -> t
 
 def _name(trial: RayTrial) -> str:
     return trial.trial_id
-
-
-# --- in the trial's process --------------------------------------------------------------------------------------
-
-
-class TrialActor(tune.Trainable):
-    """A process that trains one trial after another."""
-
-    def setup(self, config: dict[str, Any], mailbox: Any = None) -> None:
-        """Wait for the stop request from now on; the trial itself starts when Tune asks for its first result."""
-        self._donor: str | None = None
-        self._gone = False
-        self._member = Member(mailbox.push.remote)
-        threading.Thread(target=self._wait_for_stop, args=(mailbox,), name="stop request", daemon=True).start()
-
-    def _wait_for_stop(self, mailbox: Any) -> None:
-        try:
-            ray.get(mailbox.stop_requested.remote())
-        except ray.exceptions.RayError:
-            if not self._gone:  # the mailbox ends with its driver: nobody is left to train for, another may begin
-                os._exit(1)
-        self._member.ask_to_stop()
-
-    def step(self) -> dict[str, Any]:
-        """Train on to the next evaluation, or to the end."""
-        if not self._member.started:
-            trial = Trial.model_validate_json(self.config[TRIAL])
-            self._member.start(trial, self.config[PARAMS], self._donor, self.config[TOLD])
-            self._donor = None
-        news = self._member.next()
-        figures: dict[str, Any] = {**news.figures, STEP: news.step, "news": news}
-        if news.status != "RUNNING":
-            figures["done"] = True
-        if news.status == "FAILED":  # schedulers pass over what is not a number
-            figures |= dict.fromkeys(Trial.model_validate_json(self.config[TRIAL]).metrics, math.nan)
-        return figures
-
-    def save(self, checkpoint_dir: str | None = None) -> Any:
-        """Return the newest checkpoint as Tune passes it on: nothing but its URL."""
-        url = self._member.checkpoint()
-        pointer = None if url is None else tune.Checkpoint(url, filesystem=pyarrow.fs.LocalFileSystem())
-        metrics = {key: value for key, value in (self._last_result or {}).items() if key != "news"}
-        return _TrainingResult(checkpoint=pointer, metrics=metrics)
-
-    def restore(self, checkpoint_path: Any) -> None:
-        """Note from whose checkpoint to go on."""
-        self._donor = checkpoint_path.checkpoint.path
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """End the trial before, and be ready for another one."""
-        self._donor = None
-        return self._member.end()
-
-    def cleanup(self) -> None:
-        """End the trial; its process goes."""
-        self._gone = True
-        self._member.end()
-
-
-# --- on the driver -----------------------------------------------------------------------------------------------
 
 
 class Source(SearchAlgorithm):
@@ -357,150 +282,3 @@ def _cause(error: Any) -> str:
     if error is None or isinstance(error, ray.exceptions.RayActorError):
         return "its process died (it crashed or was killed, for memory perhaps)"
     return one_line(getattr(error, "cause", None) or error)
-
-
-def make_scheduler(space: Space, steps_per_epoch: int, book: Book) -> TrialScheduler:
-    """Return the scheduler of a space, which knows all that has been reported before."""
-    schedule = space.schedule
-    judged: dict[str, Any] = {"time_attr": STEP, "metric": space.metric, "mode": space.mode}
-    if isinstance(schedule, Asha):
-        grace = schedule.grace_epochs * steps_per_epoch
-        scheduler = ASHAScheduler(
-            **judged,
-            max_t=max(grace, book.total_steps) + 1,  # who comes to the end has finished, and is not stopped there
-            grace_period=grace,
-            reduction_factor=schedule.reduction,
-        )
-        _replay(scheduler, space, book.in_order())
-        return scheduler
-    if isinstance(schedule, Median):
-        scheduler = MedianStoppingRule(
-            **judged,
-            grace_period=schedule.grace_epochs * steps_per_epoch,
-            min_samples_required=schedule.min_trials,
-            min_time_slice=10**12,  # trials do not make room for others
-        )
-        _replay(scheduler, space, [record for record in book.in_order() if record.ended])
-        return scheduler
-    if isinstance(schedule, Pbt):
-        return Population(
-            space,
-            book,
-            **judged,
-            perturbation_interval=schedule.interval_epochs * steps_per_epoch,
-            quantile_fraction=schedule.quantile,
-            resample_probability=schedule.resample,
-            perturbation_factors=tuple(schedule.factors),
-        )
-    if isinstance(schedule, Pb2):
-        return bandits(
-            space,
-            book,
-            **judged,
-            perturbation_interval=schedule.interval_epochs * steps_per_epoch,
-            quantile_fraction=schedule.quantile,
-        )
-    return FIFOScheduler()
-
-
-@dataclass(frozen=True)
-class _Past:
-    """What a scheduler asks of a trial that it is only told about."""
-
-    trial_id: str
-    status: str = RayTrial.TERMINATED
-
-    def is_finished(self) -> bool:
-        return True
-
-
-def _replay(scheduler: TrialScheduler, space: Space, records: list[Record]) -> None:
-    """Tell a scheduler what was reported before, in the order of time; what it decides of it is history."""
-    reports = [(report, record) for record in records for report in record.reports if space.metric in report.figures]
-    known: dict[int, Any] = {}
-    for report, record in sorted(reports, key=lambda pair: pair[0].at):
-        past: Any = known.get(record.number)
-        if past is None:
-            past = known[record.number] = _Past(f"{record.number:05d}")
-            scheduler.on_trial_add(cast("Any", None), past)
-        result = {STEP: report.step, space.metric: report.figures[space.metric]}
-        if isinstance(scheduler, MedianStoppingRule):
-            scheduler.on_trial_complete(cast("Any", _NOBODY), past, result)  # only notes it
-        else:
-            scheduler.on_trial_result(cast("Any", _NOBODY), past, result)
-
-
-class _Nobody:
-    """A controller with no trials."""
-
-    def get_live_trials(self) -> list[Any]:
-        return []
-
-
-_NOBODY = _Nobody()
-
-
-class _Exchange:
-    """What both population schedulers do alike: values are kept apart in `config["params"]`, and noted in the book."""
-
-    _space: Space
-    _book: Book
-
-    def _get_new_config(self, trial: RayTrial, trial_to_clone: RayTrial) -> Any:
-        config, operations = cast("Any", super())._get_new_config(trial, trial_to_clone)
-        params = {path: config[PARAMS][path] for path in trial.config[PARAMS]}
-        config = {**trial.config, PARAMS: {path: within(self._space, path, value) for path, value in params.items()}}
-        self._book.exchange(int(trial.trial_id), int(trial_to_clone.trial_id), config[PARAMS])
-        return config, operations
-
-
-class Population(_Exchange, PopulationBasedTraining):
-    """Ray's population based training over the parameters of a space."""
-
-    def __init__(self, space: Space, book: Book, **settings: Any) -> None:
-        self._space, self._book = space, book
-        mutations = {path: _mutation(space, path) for path in space.varied}
-        super().__init__(hyperparam_mutations={PARAMS: mutations}, require_attrs=False, log_config=False, **settings)
-
-
-def bandits(space: Space, book: Book, **settings: Any) -> TrialScheduler:
-    """Return Ray's population based bandits over the parameters of a space; scikit-learn comes with them."""
-    from ray.tune.schedulers.pb2 import PB2
-
-    class Bandits(_Exchange, PB2):
-        def __init__(self) -> None:
-            self._space, self._book = space, book
-            bounds = {path: space.params[path].extremes() for path in space.varied}
-            super().__init__(hyperparam_bounds={PARAMS: bounds}, require_attrs=False, log_config=False, **settings)
-
-    return Bandits()
-
-
-def _mutation(space: Space, path: str) -> Any:
-    """Return what Ray draws a value anew from."""
-    distribution = space.params[path]
-    match distribution:
-        case Uniform(low=low, high=high):
-            return tune.uniform(low, high)
-        case LogUniform(low=low, high=high):
-            return tune.loguniform(low, high)
-        case Choice(values=values):
-            return list(values)
-        case _:
-            steps = distribution.steps()
-            if steps is not None:
-                return steps
-            low, high = distribution.extremes()
-            return tune.uniform(low, high)
-
-
-def within(space: Space, path: str, value: Any) -> Any:
-    """Return the nearest value that a parameter may have."""
-    distribution = space.params[path]
-    if distribution.holds(value):
-        return value
-    steps = distribution.steps()
-    if steps is not None:
-        return min(steps, key=lambda step: abs(step - value)) if isinstance(value, int | float) else steps[0]
-    low, high = distribution.extremes()
-    return min(high, max(low, value))

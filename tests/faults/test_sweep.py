@@ -34,6 +34,8 @@ class Sweep:
     epochs: int
     uri: str
     """MLflow that it is recorded in."""
+    at_once: int = 2
+    """Trials at a time."""
     experiment: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -46,6 +48,7 @@ class Sweep:
             tracking={"enabled": True, "experiment": self.experiment, "system_metrics": False},
         )
         space: dict[str, Any] = {"metric": METRIC, "search": "random", "budget": {"trials": self.trials}}
+        space["concurrency"] = self.at_once
         space["params"] = {"tasks.puzzling.weight": WEIGHTS["tasks.puzzling.weight"]}
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "killed"} | recipe))
         (self.folder / "space.yaml").write_text(yaml.safe_dump(space))
@@ -109,7 +112,7 @@ class Part:
             self.family.look()
             assert self.driver.poll() is None, f"the driver ended: {self._said()}"
             assert time.monotonic() < deadline, f"{self.sweep.told} of {count} evaluations: {self._said()}"
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def hit(self, victim: Victim) -> None:
         """Kill one by SIGKILL; without a driver or Ray this part is over."""
@@ -150,7 +153,7 @@ def check_books(sweep: Sweep) -> None:
 
 @pytest.mark.nightly
 def test_a_sweep_whose_driver_is_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, trials=2, epochs=2, uri=f"sqlite:///{tmp_path}/mlflow.db")
+    sweep = Sweep(tmp_path, trials=2, epochs=2, uri=f"sqlite:///{tmp_path}/mlflow.db", at_once=1)
     with sweep.started() as first:
         first.await_told(1)
         first.hit("driver")

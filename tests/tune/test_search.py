@@ -40,7 +40,7 @@ def verdict(scheduler: Any, trial: Stub, step: int, value: float) -> str:
 
 
 def scheduler_of(found: Space, folder: Path) -> tuple[Any, Book]:
-    from hmtl_dist.tune.search import make_scheduler
+    from hmtl_dist.tune.schedulers import make_scheduler
 
     book = Book(found, Ledger(str(folder)), PER_EPOCH * EPOCHS)
     return make_scheduler(found, PER_EPOCH, book), book
