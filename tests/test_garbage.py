@@ -1,7 +1,6 @@
 """The collector is told when looking is of no use, and goes back to its own habits for training."""
 
 import gc
-import os
 import subprocess
 import sys
 from collections.abc import Generator
@@ -35,10 +34,18 @@ def test_what_one_trial_leaves_is_collected_in_the_next() -> None:
     garbage.collect_rarely()
     garbage.collect_as_usual()
     frozen = gc.get_freeze_count()
-    kept: list[list[object]] = [[] for _ in range(1000)]
+    left = [[] for _ in range(1000)]  # pyright: ignore[reportUnknownVariableType]
     garbage.collect_as_usual()
     assert gc.get_freeze_count() <= frozen
-    assert len(kept) == 1000
+    del left
+
+
+def test_the_choice_of_a_program_that_calls_us_stays() -> None:
+    gc.set_threshold(5000, 20, 30)
+    frozen = gc.get_freeze_count()
+    garbage.collect_as_usual()
+    assert gc.get_threshold() == (5000, 20, 30)
+    assert gc.get_freeze_count() <= frozen
 
 
 def test_a_command_leaves_without_a_last_look() -> None:
@@ -46,6 +53,6 @@ def test_a_command_leaves_without_a_last_look() -> None:
         "import atexit, gc, os, sys; from hmtl_dist import cli; sys.argv = ['hmtl-dist', '--version'];"
         "atexit.register(lambda: print(gc.get_freeze_count() > 10_000, flush=True)); cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "hmtl-dist"
     assert done.stdout.split()[-1] == "True"

@@ -1,6 +1,5 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
-# pyright: reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
 """A process of Ray Tune's that trains one trial after another.
 
 It is imported before it can say anything, and so imports neither torch nor what needs it: `setup` does.
@@ -9,7 +8,7 @@ It is imported before it can say anything, and so imports neither torch nor what
 import math
 import os
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
 import ray
@@ -18,6 +17,9 @@ from ray import tune
 from ray.train._internal.session import _TrainingResult
 
 from hmtl_dist import garbage
+
+if TYPE_CHECKING:
+    from hmtl_dist.tune.trials import Trial
 
 STEP = "global_step"
 PARAMS, TRIAL, TOLD = "params", "trial", "told"
@@ -48,19 +50,21 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train on to the next evaluation, or to the end."""
-        from hmtl_dist.tune.trials import Trial
-
-        trial = Trial.model_validate_json(self.config[TRIAL])
         if not self._member.started:
-            self._member.start(trial, self.config[PARAMS], self._donor, self.config[TOLD])
+            self._member.start(self._trial(), self.config[PARAMS], self._donor, self.config[TOLD])
             self._donor = None
         news = self._member.next()
         figures: dict[str, Any] = {**news.figures, STEP: news.step, "news": news}
         if news.status != "RUNNING":
             figures["done"] = True
         if news.status == "FAILED":  # schedulers pass over what is not a number
-            figures |= dict.fromkeys(trial.metrics, math.nan)
+            figures |= dict.fromkeys(self._trial().metrics, math.nan)
         return figures
+
+    def _trial(self) -> "Trial":
+        from hmtl_dist.tune.trials import Trial
+
+        return Trial.model_validate_json(self.config[TRIAL])
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """Return the newest checkpoint as Tune passes it on: nothing but its URL."""

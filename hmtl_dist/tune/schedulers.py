@@ -1,6 +1,4 @@
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
-# pyright: reportPrivateUsage=false, reportIncompatibleMethodOverride=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Ray Tune's schedulers over what a sweep's ledger remembers.
 
 Successive halving and median stopping are told again what was reported before. The population schedulers keep the
@@ -50,24 +48,14 @@ def make_scheduler(space: Space, steps_per_epoch: int, book: Book) -> TrialSched
         )
         _replay(scheduler, space, [record for record in book.in_order() if record.ended])
         return scheduler
-    if isinstance(schedule, Pbt):
-        return Population(
-            space,
-            book,
-            **judged,
-            perturbation_interval=schedule.interval_epochs * steps_per_epoch,
-            quantile_fraction=schedule.quantile,
-            resample_probability=schedule.resample,
-            perturbation_factors=tuple(schedule.factors),
-        )
-    if isinstance(schedule, Pb2):
-        return bandits(
-            space,
-            book,
-            **judged,
-            perturbation_interval=schedule.interval_epochs * steps_per_epoch,
-            quantile_fraction=schedule.quantile,
-        )
+    if isinstance(schedule, Pbt | Pb2):
+        judged["perturbation_interval"] = schedule.interval_epochs * steps_per_epoch
+        judged["quantile_fraction"] = schedule.quantile
+        if isinstance(schedule, Pb2):
+            return bandits(space, book, **judged)
+        judged["resample_probability"] = schedule.resample
+        judged["perturbation_factors"] = tuple(schedule.factors)
+        return Population(space, book, **judged)
     return FIFOScheduler()
 
 
