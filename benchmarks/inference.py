@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.data.schema import Field
+from hmtl_dist.inference.folder import load_model, write_model
+from hmtl_dist.inference.info import read_info
+from hmtl_dist.inference.model import InferenceModel
 from hmtl_dist.model.backbone import import_timm
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
-from hmtl_dist.model.inference import InferenceModel
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.tracking.model_folder import load_model, write_model
-from hmtl_dist.tracking.model_info import read_info
 
 CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 WARM_UP = 2

@@ -28,7 +28,7 @@ from hmtl_dist.engine.base import Engine
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Inputs, SingleRank
 from hmtl_dist.tasks.objective import Objective
-from hmtl_dist.train.worker import build_parts
+from hmtl_dist.train.parts import build_parts
 
 AFFECTNET_PICTURES = 287_651
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")

@@ -55,10 +55,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export backbone and supervised heads, compared with the trained model on pictures of its test set."""
-    from hmtl_dist.cli.store import known_mlflow
     from hmtl_dist.console import Console
     from hmtl_dist.export.card import figure_rows
     from hmtl_dist.launch.export import export_model
+    from hmtl_dist.services.store import known_mlflow
 
     with Console() as console:
         chosen = None if weights is None else weights.value

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hmtl_dist.export.pictures import Answer
-    from hmtl_dist.tracking.model_info import ModelInfo
+    from hmtl_dist.inference.info import ModelInfo
 
 app = typer.Typer()
 
@@ -36,10 +36,10 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what a model sees in pictures; ends with 1 where some could not be read."""
-    from hmtl_dist.cli.store import known_mlflow
     from hmtl_dist.console import Console
     from hmtl_dist.export.pictures import find_pictures, predict_files
     from hmtl_dist.launch.models import predictor_of
+    from hmtl_dist.services.store import known_mlflow
 
     if csv_file is not None and not csv_file.absolute().parent.is_dir():
         raise UserError(f"--csv {csv_file}: there is no folder '{csv_file.parent}'")
@@ -102,7 +102,7 @@ def _as_dict(model: str, answers: "Sequence[Answer]", info: "ModelInfo") -> dict
 
 
 def _write_csv(path: Path, answers: "Sequence[Answer]", info: "ModelInfo") -> None:
-    from hmtl_dist.tracking.model_info import output_columns
+    from hmtl_dist.inference.info import output_columns
 
     columns = output_columns(info)
     try:

@@ -30,9 +30,9 @@ def promote(
     """
     from dataclasses import asdict
 
-    from hmtl_dist.cli.store import known_mlflow
     from hmtl_dist.console import Console
     from hmtl_dist.launch.promote import promote as promote_candidate
+    from hmtl_dist.services.store import known_mlflow
 
     with Console() as console:
         found = promote_candidate(model_name, head=head, alpha=alpha, data=data, force=force, tracking=known_mlflow())

@@ -18,10 +18,10 @@ def report(
     ),
 ) -> None:
     """Write what MLflow holds of an experiment, a suite or a sweep as one page that needs nothing else."""
-    from hmtl_dist.cli.store import known_mlflow, looked_up
     from hmtl_dist.console import Console
     from hmtl_dist.report.page import write_page
     from hmtl_dist.report.study import find_study, read_groups
+    from hmtl_dist.services.store import known_mlflow, looked_up
     from hmtl_dist.tracking.history import History
 
     if not out.parent.is_dir():

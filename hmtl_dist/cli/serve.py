@@ -33,7 +33,6 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     ] = 0.0,
 ) -> None:
     """Serve a model over HTTP, with a page to try it on; Ctrl-C stops it."""
-    from hmtl_dist.cli.store import known_mlflow
     from hmtl_dist.config.addresses import is_loopback
     from hmtl_dist.config.io import home
     from hmtl_dist.console import Console
@@ -42,6 +41,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     from hmtl_dist.launch.models import model_folder
     from hmtl_dist.serve.model import describe
     from hmtl_dist.serve.settings import Limits, Settings
+    from hmtl_dist.services.store import known_mlflow
     from hmtl_dist.tracking.redact import redact
 
     try:

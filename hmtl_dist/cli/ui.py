@@ -32,11 +32,11 @@ def ui(
     import time
     import webbrowser
 
-    from hmtl_dist.cli.store import known_mlflow, looked_up
     from hmtl_dist.config.io import home
     from hmtl_dist.console import Console
     from hmtl_dist.launch.signals import StopRequest
     from hmtl_dist.services.page import shown
+    from hmtl_dist.services.store import known_mlflow, looked_up
     from hmtl_dist.tracking.config import TrackingConfig, tracking_uri
     from hmtl_dist.tracking.redact import redact
 

@@ -11,7 +11,7 @@ import yaml
 
 from hmtl_dist.data.catalog.registry import data_sets
 from hmtl_dist.export.folder import FILES
-from hmtl_dist.tracking.model_info import ModelInfo, Origin
+from hmtl_dist.inference.info import ModelInfo, Origin
 
 CARD_FILE = "README.md"
 UNKNOWN = "not known to this program: ask whoever made the data set"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from hmtl_dist.errors import UserError
 from hmtl_dist.export.graphs import ONNX_FILE, PT2_FILE, open_onnx, open_pt2, write_onnx, write_pt2
-from hmtl_dist.tracking.model_folder import MODEL_FILE, Predictor, load_model, model_digest
-from hmtl_dist.tracking.model_info import INFO_FILE, Format, read_info, write_info
+from hmtl_dist.inference.folder import MODEL_FILE, load_model, model_digest
+from hmtl_dist.inference.info import INFO_FILE, Format, read_info, write_info
+from hmtl_dist.inference.predictor import Predictor
 
 FILES: dict[Format, str] = {"safetensors": MODEL_FILE, "onnx": ONNX_FILE, "pt2": PT2_FILE}
 
@@ -15,7 +16,7 @@ def convert(source: Path, folder: Path, form: Format) -> None:
     """Write a safetensors model's folder in a format, without its card.
 
     Args:
-        source: Folder written by `tracking.model_folder.write_model`.
+        source: Folder written by `inference.folder.write_model`.
         folder: Where to; made if it does not exist.
         form: The format of the weights.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hmtl_dist.errors import UserError
-from hmtl_dist.model.inference import InferenceModel
+from hmtl_dist.inference.model import InferenceModel
 
 ONNX_FILE = "model.onnx"
 PT2_FILE = "model.pt2"

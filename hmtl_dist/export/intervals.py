@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 
-from hmtl_dist.tracking.model_info import Found
+from hmtl_dist.inference.info import Found
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999

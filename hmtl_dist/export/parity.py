@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.inference.info import Parity
 from hmtl_dist.tasks.reading import HeadOutput
 from hmtl_dist.tasks.so3 import DEGREES, wrap
-from hmtl_dist.tracking.model_info import Parity
 
 TOLERANCE = 1e-5
 """Largest difference allowed in float32: of a probability, or of a number in the unit that its head computes in."""

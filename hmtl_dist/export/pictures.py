@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hmtl_dist.data.decode import DecodeError
 from hmtl_dist.data.storage import ObjectMissingError, Storage, open_storage
 from hmtl_dist.errors import UserError
-from hmtl_dist.tracking.model_folder import MAX_BATCH, Predictor
+from hmtl_dist.inference.predictor import MAX_BATCH, Predictor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """What is taken for a picture in a folder; a file that is named is tried whatever its name."""

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl_dist.data.selection import Selection
+from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.tasks.base import Task
 from hmtl_dist.tasks.reading import HeadOutput
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.tasks.supervised import Classification, NumberTask
-from hmtl_dist.tracking.model_folder import Predictor
+from hmtl_dist.tasks.supervised import SupervisedTask
 from hmtl_dist.train.base import Place
-from hmtl_dist.train.worker import open_stream
+from hmtl_dist.train.streams import open_stream
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,9 @@ def ask(
     """
     readings = predictor.info.tasks
     header = evaluation.header
-    supervised = {name: task for name, task in config.tasks.items() if name in readings}
-    tasks = build_tasks(supervised, header.fields, header.label_counts, {}, config.data.image_size)
+    predicting = {name: task for name, task in config.tasks.items() if name in readings}
+    built = build_tasks(predicting, header.fields, header.label_counts, {}, config.data.image_size)
+    tasks = [task for task in built if isinstance(task, SupervisedTask)]
     total, done = sum(source.chosen for source in evaluation.sources), 0
     ids: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {name: [] for name in readings}
@@ -79,17 +79,12 @@ def figure_of(reading: HeadOutput) -> str:
     return "mean error in scales" if _in_scales(reading) else "mean error"
 
 
-def _score(task: Task, reading: HeadOutput, said: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
+def _score(task: SupervisedTask, reading: HeadOutput, said: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
     """Return how right each answer `[B, names]` is, `[B]`; NaN where there is no label."""
-    if isinstance(task, Classification):
-        targets = labels[task.label]
-        return (said.argmax(1) == targets).double().masked_fill(targets < 0, torch.nan)
-    if not isinstance(task, NumberTask):
-        raise TypeError(f"task {task.name} has no head that predicts")
-    errors = task.errors(said, task.targets(labels)).abs()
+    scores = task.score(said, labels)
     if _in_scales(reading):
-        errors = errors / errors.new_tensor(reading.scale)
-    return errors.double().nanmean(1)
+        scores = scores / scores.new_tensor(reading.scale)
+    return scores.nanmean(1)
 
 
 def _in_scales(reading: HeadOutput) -> bool:

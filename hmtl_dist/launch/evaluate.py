@@ -12,12 +12,12 @@ from hmtl_dist.data.storage import open_storage
 from hmtl_dist.engine.base import EngineState
 from hmtl_dist.engine.checkpoint import MANIFEST, checkpoint_at, load_checkpoint, load_newest
 from hmtl_dist.errors import UserError
+from hmtl_dist.inference.info import Weights
 from hmtl_dist.run_config import TrainConfig
-from hmtl_dist.tracking.model_info import Weights
 from hmtl_dist.train.best import BEST_STEP
 from hmtl_dist.train.evaluate import Evaluation
+from hmtl_dist.train.parts import evaluate_state
 from hmtl_dist.train.saving import OBJECTIVE, checkpoints_folder, saved_config, saved_fields
-from hmtl_dist.train.worker import evaluate_state
 
 
 @dataclass(frozen=True)

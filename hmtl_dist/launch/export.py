@@ -24,12 +24,12 @@ from hmtl_dist.export.folder import FILES, convert, open_model
 from hmtl_dist.export.graphs import quantize_onnx
 from hmtl_dist.export.intervals import found
 from hmtl_dist.export.parity import check_parity
+from hmtl_dist.inference.folder import copy_model, load_model, model_digest
+from hmtl_dist.inference.info import Format, ModelInfo, Quantized, Weights, read_info, write_info
 from hmtl_dist.launch.asked import ask, figure_of
 from hmtl_dist.launch.models import load_trained, open_test_set, read_pictures, stored_model
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import TrackingConfig
-from hmtl_dist.tracking.model_folder import copy_model, load_model, model_digest
-from hmtl_dist.tracking.model_info import Format, ModelInfo, Quantized, Weights, read_info, write_info
 
 ExportFormat = Format | Literal["onnx-int8"]
 SAMPLES = 64

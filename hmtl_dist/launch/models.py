@@ -14,21 +14,22 @@ from hmtl_dist.config.explain import explain
 from hmtl_dist.data.selection import Selection
 from hmtl_dist.errors import UserError
 from hmtl_dist.export.folder import is_model, open_model
+from hmtl_dist.inference.folder import write_model
+from hmtl_dist.inference.info import ModelInfo, Origin, Weights
+from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.launch.evaluate import load_weights
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import SingleRank
-from hmtl_dist.tasks.inpainting import InpaintingConfig
 from hmtl_dist.tasks.objective import Objective
-from hmtl_dist.tasks.supervised import NumberTask, SupervisedTask
+from hmtl_dist.tasks.supervised import SupervisedTask
 from hmtl_dist.tracking.config import TrackingConfig
-from hmtl_dist.tracking.model_folder import Predictor, write_model
-from hmtl_dist.tracking.model_info import ModelInfo, Origin, Weights
 from hmtl_dist.tracking.registry import SCHEME, download_version, find_version
 from hmtl_dist.train.base import Place
 from hmtl_dist.train.origin import evaluated_on, origin_of
+from hmtl_dist.train.parts import build_parts
 from hmtl_dist.train.saving import read_config, read_entries, saved_config
-from hmtl_dist.train.worker import build_parts, evaluation_of, open_stream
+from hmtl_dist.train.streams import evaluation_of, open_stream
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,8 @@ class TrainedModel:
         outputs = self.model.predict(images)
         answers: dict[str, Tensor] = {}
         for task in self.objective.tasks:
-            if isinstance(task, NumberTask):
-                answers[task.name] = task.predictions(outputs[task.name])
-            elif isinstance(task, SupervisedTask):
-                answers[task.name] = outputs[task.name].softmax(1)
+            if isinstance(task, SupervisedTask):
+                answers[task.name] = task.answer(outputs[task.name])
         return answers
 
 
@@ -100,10 +99,7 @@ def load_trained(run: str, weights: Weights | None = None) -> TrainedModel:
 
 def _bare(config: RunConfig) -> RunConfig:
     """Leave out what a network would be fetched for: weights that are replaced, and losses that are not computed."""
-    tasks = {
-        name: task.model_copy(update={"perceptual_weight": 0.0}) if isinstance(task, InpaintingConfig) else task
-        for name, task in config.tasks.items()
-    }
+    tasks = {name: task.without_frozen_network() for name, task in config.tasks.items()}
     model = config.model.model_copy(update={"pretrained": False})
     return config.model_copy(update={"model": model, "tasks": tasks})
 

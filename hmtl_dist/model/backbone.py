@@ -3,12 +3,9 @@
 Shape legend: B pictures, C channels, H x W pixels.
 """
 
-import importlib.util
 import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -16,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.torchvision_care import prepare_torchvision
 
 MAX_SCALES = 5
 """Feature maps a decoder uses at most, the deepest ones: more than a convolutional pyramid has."""
-
-_schemas: list[torch.library.Library] = []
 
 
 class _TimmModel(Protocol):
@@ -122,36 +118,11 @@ def _zero_init_residual(net: nn.Module) -> None:
 
 
 def import_timm() -> ModuleType:
-    """Import timm, also where torchvision's compiled operators do not fit the installed torch.
-
-    A torchvision built for CUDA beside a CPU build of torch cannot load its extension, and then fails on import with
-    "operator torchvision::nms does not exist" (https://github.com/pytorch/vision/issues/9085) while it
-    registers shapes for two detection operators. Nothing here detects boxes, so declaring the two is enough.
-    """
-    if not _schemas and "torchvision" not in sys.modules and not _torchvision_loads():
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        declare = cast(Callable[[str], object], library.define)
-        declare("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        declare("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _schemas.append(library)  # the declarations live as long as this object
+    """Import timm, also where torchvision's compiled operators do not fit the installed torch."""
+    prepare_torchvision()
     import timm
 
     return timm
-
-
-def _torchvision_loads() -> bool:
-    spec = importlib.util.find_spec("torchvision")
-    folders = spec.submodule_search_locations if spec is not None else None
-    if not folders:
-        return True  # torchvision is not there: importing timm says so itself
-    extensions = [path for folder in folders for path in Path(folder).glob("_C*.so")]
-    load = cast(Callable[[Path], None], torch.ops.load_library)
-    try:
-        for path in extensions:
-            load(path)
-    except (ImportError, OSError):
-        return False
-    return bool(extensions)
 
 
 def _create(name: str, *, pretrained: bool, drop_path_rate: float, options: Mapping[str, Any]) -> _TimmModel:

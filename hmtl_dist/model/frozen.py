@@ -13,8 +13,7 @@ from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import Backbone
 from hmtl_dist.model.hmtl import ModelConfig
-from hmtl_dist.tasks.base import TaskConfig
-from hmtl_dist.tasks.inpainting import InpaintingConfig
+from hmtl_dist.tasks.base import FrozenNetwork, TaskConfig
 
 EMA = "ema"
 WEIGHTS_FILE = "model.safetensors"
@@ -94,7 +93,7 @@ class Average:
 
 
 def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig) -> dict[str, FrozenNet]:
-    """Build the frozen network of each in-painting task that wants one, by task name.
+    """Build the frozen network of each task that compares features of one, by task name.
 
     Hand them to `build_tasks`, move them to the device, and let them `follow` the model's backbone once it is built.
 
@@ -103,31 +102,32 @@ def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig) -> dict[st
     """
     nets: dict[str, FrozenNet] = {}
     for name, config in tasks.items():
-        if isinstance(config, InpaintingConfig) and config.perceptual_weight > 0:
-            nets[name] = _build(f"tasks.{name}", config, model)
+        wanted = config.frozen_network()
+        if wanted is not None:
+            nets[name] = _build(f"tasks.{name}", wanted, model)
     return nets
 
 
-def _build(path: str, config: InpaintingConfig, model: ModelConfig) -> FrozenNet:
-    ours = config.frozen == EMA or is_checkpoint(config.frozen)
+def _build(path: str, wanted: FrozenNetwork, model: ModelConfig) -> FrozenNet:
+    ours = wanted.source == EMA or is_checkpoint(wanted.source)
     if ours:
         backbone = Backbone(model.backbone, options=model.options)
     else:
         try:
-            backbone = Backbone(config.frozen, pretrained=True)
+            backbone = Backbone(wanted.source, pretrained=True)
         except UserError as error:
             reason = str(error).removeprefix("model.backbone: ")
             raise UserError(f"{path}.frozen: {reason}; or give 'ema' or a checkpoint folder") from error
-    if max(config.layers) >= len(backbone.scales):
+    if max(wanted.layers) >= len(backbone.scales):
         raise UserError(
-            f"{path}.layers: {max(config.layers)} is too deep; the frozen network has feature maps 0 to "
+            f"{path}.layers: {max(wanted.layers)} is too deep; the frozen network has feature maps 0 to "
             f"{len(backbone.scales) - 1}"
         )
-    if config.frozen == EMA:
-        return FrozenNet(backbone, config.layers, config.momentum)
+    if wanted.source == EMA:
+        return FrozenNet(backbone, wanted.layers, wanted.momentum)
     if ours:
-        load_checkpoint(backbone, config.frozen, path=f"{path}.frozen", name=model.backbone)
-    return FrozenNet(backbone, config.layers)
+        load_checkpoint(backbone, wanted.source, path=f"{path}.frozen", name=model.backbone)
+    return FrozenNet(backbone, wanted.layers)
 
 
 def is_checkpoint(frozen: str) -> bool:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from hmtl_dist.data.decode import DecodeError, TooManyPixelsError
 from hmtl_dist.export.folder import open_model
+from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.serve.answers import About, Answer, Explanation, Head, Refusal
-from hmtl_dist.tracking.model_folder import Predictor
 
 
 class ServedModel:

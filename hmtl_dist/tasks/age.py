@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from hmtl_dist.data.schema import Field as LabelField
-from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, TaskConfig
+from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, Surroundings, TaskConfig
 from hmtl_dist.tasks.reading import HeadOutput, at_least_float32, expected_bin
 from hmtl_dist.tasks.supervised import NumberTask, label_field
 
@@ -42,6 +41,11 @@ class AgeConfig(TaskConfig):
         if self.oldest <= self.youngest:
             raise ValueError(f"oldest={self.oldest} must be above youngest={self.youngest}")
         return self
+
+    def build(self, name: str, around: Surroundings) -> "Age":
+        """Build the task, checked against the labels that the shards hold."""
+        label_field(f"tasks.{name}.label", self.label or name, "number", around.fields)
+        return Age(name, self)
 
 
 class Age(NumberTask):
@@ -100,9 +104,3 @@ class Age(NumberTask):
         return (
             config.cross_entropy * entropy_B + config.l1 * (expected_B - place_B).abs() + config.variance * variance_B
         )
-
-
-def build_age(name: str, config: AgeConfig, fields: Mapping[str, LabelField]) -> Age:
-    """Build the task, checked against the labels that the shards hold."""
-    label_field(f"tasks.{name}.label", config.label or name, "number", fields)
-    return Age(name, config)

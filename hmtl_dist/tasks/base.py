@@ -4,7 +4,7 @@ Shape legend: B samples of one rank's micro-batch, H x W pixels, C channels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, Protocol, Self
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hmtl_dist.augment.mixing import Mix
 from hmtl_dist.config.base import Section
+from hmtl_dist.data.schema import Field as LabelField
 
 CLEAN = "clean"
 """Name of the view that shows the augmented picture itself."""
@@ -22,14 +23,76 @@ Supervise = Literal["clean", "corrupted", "both"]
 """Which picture the supervised heads read beside a pretext task: the clean one, its corrupted view, or both."""
 
 
+class FrozenFeatures(Protocol):
+    """A network that is not trained, whose features tell how alike two pictures look."""
+
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """Return the compared feature maps `[B, C, h, w]` of pictures in [0, 1]; differentiable in the pictures."""
+        ...
+
+    def after_step(self) -> None:
+        """Follow the model after an optimizer step, where the network is an average of it."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must keep."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrozenNetwork:
+    """Which network a task compares features of."""
+
+    source: str
+    """`ema` (moving average of the own encoder), a timm model name, or a checkpoint's folder or URL."""
+    layers: tuple[int, ...]
+    """Feature maps that are compared, 0 the finest."""
+    momentum: float
+    """Share of the old average that an optimizer step keeps; for `ema`."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a task finds around its own section when it is built."""
+
+    fields: Mapping[str, LabelField]
+    """Labels that the shards hold, by name."""
+    image_size: int
+    """Side of the pictures in pixels."""
+    label_counts: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
+    """Samples of each class of each category label, as an epoch draws them."""
+    frozen: FrozenFeatures | None = None
+    """The network that the section's `frozen_network` names."""
+
+
 class TaskConfig(Section):
-    """What every task's section shares; a task adds its own fields and a `type` literal."""
+    """What every task's section shares; a task adds its own fields, a `type` literal, and how it is built."""
 
     learns_from_mixed: ClassVar[bool] = False
     """Whether the loss knows what a picture that is mixed of two (mixup, cutmix) should be answered with."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor of this task's loss in the total; 0 keeps the head and its metrics but trains nothing by it."""
+
+    @abstractmethod
+    def build(self, name: str, around: Surroundings) -> "Task":
+        """Build the task of this section.
+
+        Raises:
+            UserError: The shards or pictures are not what the task needs; the line begins with a dotted path.
+        """
+
+    def frozen_network(self) -> FrozenNetwork | None:
+        """Say which frozen network the task compares features of; none by default."""
+        return None
+
+    def without_frozen_network(self) -> Self:
+        """Return a section of the same head that needs no frozen network, for inference."""
+        return self
 
 
 class PretextConfig(TaskConfig):
@@ -179,6 +242,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
         """Compare the head's outputs, by the name of the view each was computed on, with the targets."""
+
+    def figure_names(self) -> tuple[str, ...]:
+        """Return what the figures of an evaluation will be called, besides those that come with the loss."""
+        return ()
 
     def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return pictures that show a person how the task is solved, each `[B, 3, H, W]` in [0, 1]; none by default."""

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hmtl_dist.data.schema import Field as LabelField
 from hmtl_dist.errors import UserError
-from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, TaskConfig
+from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, Surroundings, TaskConfig
 from hmtl_dist.tasks.reading import HeadOutput, at_least_float32, expected_bin
 from hmtl_dist.tasks.so3 import angles_from_matrix, geodesic, matrix_from_angles, matrix_from_sixd, wrap
 from hmtl_dist.tasks.supervised import NumberTask, label_field
@@ -41,6 +40,16 @@ class HeadPoseConfig(TaskConfig):
     """For `binned`: squared (degrees^2) or absolute (degrees) distance of the expected angle."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Dropout before the linear layer."""
+
+    def build(self, name: str, around: Surroundings) -> "HeadPose":
+        """Build the task, checked against the labels that the shards hold."""
+        for label in ANGLES:
+            field = label_field(f"tasks.{name}", label, "number", around.fields)
+            if field.unit not in ("", "degrees"):
+                raise UserError(
+                    f"tasks.{name}: label '{label}' is in {field.unit}, not in degrees; build the shards so"
+                )
+        return HeadPose(name, self)
 
 
 class HeadPose(NumberTask):
@@ -119,12 +128,3 @@ class HeadPose(NumberTask):
         away_BA = self.predictions(output) - angles_BA
         away_BA = away_BA.abs() if self._config.distance == "l1" else away_BA.square()
         return (entropy_BA + self._config.alpha * away_BA).mean(1)
-
-
-def build_head_pose(name: str, config: HeadPoseConfig, fields: Mapping[str, LabelField]) -> HeadPose:
-    """Build the task, checked against the labels that the shards hold."""
-    for label in ANGLES:
-        field = label_field(f"tasks.{name}", label, "number", fields)
-        if field.unit not in ("", "degrees"):
-            raise UserError(f"tasks.{name}: label '{label}' is in {field.unit}, not in degrees; build the shards so")
-    return HeadPose(name, config)

@@ -3,21 +3,35 @@
 Shape legend: B samples, K rectangles, C channels, H x W pixels.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal, Protocol, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from hmtl_dist import rng
-from hmtl_dist.tasks.base import DecoderHead, Inputs, LossTerms, Prepared, PretextConfig, Ranks, Task
+from hmtl_dist.errors import UserError
+from hmtl_dist.tasks.base import (
+    DecoderHead,
+    FrozenFeatures,
+    FrozenNetwork,
+    Inputs,
+    LossTerms,
+    Prepared,
+    PretextConfig,
+    Ranks,
+    Surroundings,
+    Task,
+)
 from hmtl_dist.tasks.reading import at_least_float32
 
 MAX_RECTANGLES = 8
 """Rectangles tried for a mask: with sides of 1/6 to 1/2 they fall short once in some thousand masks."""
 SIDE_RANGE = (6, 2)
 """A rectangle's sides are 1/6 to 1/2 of the picture's."""
+LEAST_SIDE = 16
+"""Pixels a side that a mask needs."""
 GREY = 0.5
 EPSILON = 1e-6
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -53,25 +67,21 @@ class InpaintingConfig(PretextConfig):
             )
         return self
 
+    def build(self, name: str, around: Surroundings) -> "Inpainting":
+        """Build the task, for pictures that have room for a mask."""
+        if around.image_size < LEAST_SIDE:
+            raise UserError(
+                f"data.image_size: {around.image_size} is too small for tasks.{name}; use {LEAST_SIDE} or more"
+            )
+        return Inpainting(name, self, around.frozen)
 
-class FrozenFeatures(Protocol):
-    """A network that is not trained, whose features tell how alike two pictures look."""
+    def frozen_network(self) -> FrozenNetwork | None:
+        """Name the network of the perceptual distance, where that counts."""
+        return FrozenNetwork(self.frozen, self.layers, self.momentum) if self.perceptual_weight > 0 else None
 
-    def features(self, images: Tensor) -> Sequence[Tensor]:
-        """Return the compared feature maps `[B, C, h, w]` of pictures in [0, 1]; differentiable in the pictures."""
-        ...
-
-    def after_step(self) -> None:
-        """Follow the model after an optimizer step, where the network is an average of it."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must keep."""
-        ...
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-        ...
+    def without_frozen_network(self) -> Self:
+        """Leave the perceptual distance out."""
+        return self.model_copy(update={"perceptual_weight": 0.0})
 
 
 class Inpainting(Task):

@@ -11,7 +11,17 @@ from pydantic import Field
 from torch import Tensor
 
 from hmtl_dist import rng
-from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, PretextConfig, Ranks, Supervise, Task
+from hmtl_dist.tasks.base import (
+    Inputs,
+    LinearHead,
+    LossTerms,
+    Prepared,
+    PretextConfig,
+    Ranks,
+    Supervise,
+    Surroundings,
+    Task,
+)
 from hmtl_dist.tasks.reading import at_least_float32
 from hmtl_dist.tasks.tiles import shuffle_tiles
 
@@ -29,6 +39,11 @@ class PuzzlingConfig(PretextConfig):
     """Dropout before the linear layer."""
     reduction: Literal["mean", "sum"] = "mean"
     """Whether a puzzle's loss is the mean or the sum over its slots; the authors' main script sums."""
+
+    def build(self, name: str, around: Surroundings) -> "Puzzling":
+        """Build the task; it needs nothing of the shards but pictures."""
+        del around
+        return Puzzling(name, self)
 
 
 class Puzzling(Task):

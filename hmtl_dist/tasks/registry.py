@@ -7,19 +7,14 @@ from pydantic import Field
 
 from hmtl_dist.data.schema import Field as LabelField
 from hmtl_dist.errors import UserError
-from hmtl_dist.tasks.age import AgeConfig, build_age
-from hmtl_dist.tasks.base import Task
-from hmtl_dist.tasks.head_pose import HeadPoseConfig, build_head_pose
-from hmtl_dist.tasks.inpainting import FrozenFeatures, Inpainting, InpaintingConfig
-from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
-from hmtl_dist.tasks.rotation import Rotation, RotationConfig
-from hmtl_dist.tasks.supervised import (
-    ClassificationConfig,
-    RegressionConfig,
-    build_classification,
-    build_regression,
-)
-from hmtl_dist.tasks.valence_arousal import ValenceArousalConfig, build_valence_arousal
+from hmtl_dist.tasks.age import AgeConfig
+from hmtl_dist.tasks.base import FrozenFeatures, Surroundings, Task
+from hmtl_dist.tasks.head_pose import HeadPoseConfig
+from hmtl_dist.tasks.inpainting import InpaintingConfig
+from hmtl_dist.tasks.puzzling import PuzzlingConfig
+from hmtl_dist.tasks.rotation import RotationConfig
+from hmtl_dist.tasks.supervised import ClassificationConfig, RegressionConfig
+from hmtl_dist.tasks.valence_arousal import ValenceArousalConfig
 
 AnyTaskConfig = Annotated[
     ClassificationConfig
@@ -63,23 +58,5 @@ def build_tasks(
             raise UserError(
                 f"tasks.{name}: the name may not be {' or '.join(RESERVED_NAMES)} or hold a slash; give it another name"
             )
-        match config:
-            case ClassificationConfig():
-                tasks.append(build_classification(name, config, fields, label_counts))
-            case RegressionConfig():
-                tasks.append(build_regression(name, config, fields))
-            case ValenceArousalConfig():
-                tasks.append(build_valence_arousal(name, config, fields))
-            case HeadPoseConfig():
-                tasks.append(build_head_pose(name, config, fields))
-            case AgeConfig():
-                tasks.append(build_age(name, config, fields))
-            case PuzzlingConfig():
-                tasks.append(Puzzling(name, config))
-            case RotationConfig():
-                tasks.append(Rotation(name, config))
-            case InpaintingConfig():
-                if image_size < 16:
-                    raise UserError(f"data.image_size: {image_size} is too small for tasks.{name}; use 16 or more")
-                tasks.append(Inpainting(name, config, frozen.get(name)))
+        tasks.append(config.build(name, Surroundings(fields, image_size, label_counts, frozen.get(name))))
     return tasks

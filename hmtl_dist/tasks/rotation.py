@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hmtl_dist import rng
-from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, PretextConfig, Ranks, Task
+from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, PretextConfig, Ranks, Surroundings, Task
 from hmtl_dist.tasks.reading import at_least_float32
 from hmtl_dist.tasks.tiles import turn_tiles
 
@@ -29,6 +29,11 @@ class RotationConfig(PretextConfig):
     """Dropout before the linear layer."""
     reduction: Literal["mean", "sum"] = "mean"
     """Whether a picture's loss is the mean or the sum over its tiles."""
+
+    def build(self, name: str, around: Surroundings) -> "Rotation":
+        """Build the task; it needs nothing of the shards but pictures."""
+        del around
+        return Rotation(name, self)
 
 
 class Rotation(Task):

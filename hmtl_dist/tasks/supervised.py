@@ -15,7 +15,17 @@ from torch import Tensor
 
 from hmtl_dist.data.schema import Field as LabelField
 from hmtl_dist.errors import UserError
-from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, Task, TaskConfig
+from hmtl_dist.tasks.base import (
+    Inputs,
+    LinearHead,
+    LossTerms,
+    Prepared,
+    Ranks,
+    Surroundings,
+    Task,
+    TaskConfig,
+)
+from hmtl_dist.tasks.metrics import ClassificationMetrics, NumberMetrics, TaskMetrics
 from hmtl_dist.tasks.reading import HeadOutput, at_least_float32
 
 STANDARD_BY_UNIT: dict[str, tuple[float, float]] = {"degrees": (0.0, 30.0), "years": (40.0, 20.0)}
@@ -42,6 +52,17 @@ class ClassificationConfig(TaskConfig):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Dropout before the linear layer."""
 
+    def build(self, name: str, around: Surroundings) -> "Classification":
+        """Build the task, checked against the labels that the shards hold."""
+        label = self.label or name
+        field = label_field(f"tasks.{name}.label", label, "category", around.fields)
+        counts = around.label_counts.get(label, ())
+        if self.class_weights == "index" and len(counts) != len(field.classes):
+            raise UserError(
+                f"tasks.{name}.class_weights: the index holds no sample counts of '{label}'; use class_weights=none"
+            )
+        return Classification(name, self, field.classes, counts)
+
 
 class StandardisedConfig(TaskConfig):
     """What the section of every task on standardised numbers shares."""
@@ -64,6 +85,12 @@ class RegressionConfig(StandardisedConfig):
     loss: Literal["l1", "l2", "huber"] = "huber"
     """Loss of the standardised labels; `huber` turns linear at one `scale`."""
 
+    def build(self, name: str, around: Surroundings) -> "Regression":
+        """Build the task, checked against the labels that the shards hold."""
+        for label in self.labels or (name,):
+            label_field(f"tasks.{name}.labels", label, "number", around.fields)
+        return Regression(name, self, around.fields)
+
 
 class SupervisedTask(Task):
     """A task with labels: its head is what inference keeps."""
@@ -78,6 +105,25 @@ class SupervisedTask(Task):
     @abstractmethod
     def reading(self) -> HeadOutput:
         """Say how a stored model reads the head's output."""
+
+    @abstractmethod
+    def answer(self, output: Tensor) -> Tensor:
+        """Turn the head's output into probabilities or numbers, `[B, classes or labels]`, as a stored model does."""
+
+    @abstractmethod
+    def labelled(self, labels: Mapping[str, Tensor]) -> Tensor:
+        """Return which samples have what the task predicts, bool `[B]`."""
+
+    @abstractmethod
+    def score(self, answer: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
+        """Return how right or wrong each number of an answer is, float64 `[B, n]`; NaN where there is no label.
+
+        1 or 0 for right or wrong classes, n = 1; absolute errors of numbers in the units of their labels.
+        """
+
+    @abstractmethod
+    def metrics(self, device: torch.device, ranks: Ranks) -> TaskMetrics:
+        """Return what counts the figures of an evaluation."""
 
     def prepare(self, inputs: Inputs) -> Prepared:
         """Add nothing: pictures and targets are in the batch already."""
@@ -161,6 +207,28 @@ class Classification(SupervisedTask):
         """Probabilities of the classes."""
         return HeadOutput(type="classification", names=self.classes)
 
+    def answer(self, output: Tensor) -> Tensor:
+        """Probabilities of the classes, `[B, K]`."""
+        return output.softmax(1)
+
+    def labelled(self, labels: Mapping[str, Tensor]) -> Tensor:
+        """Samples whose class is known."""
+        return labels[self.label] >= 0
+
+    def score(self, answer: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
+        """1 where the most probable class is the true one, else 0, `[B, 1]`."""
+        right_B = (answer.argmax(1) == labels[self.label]).double()
+        return right_B.masked_fill(~self.labelled(labels), torch.nan)[:, None]
+
+    def metrics(self, device: torch.device, ranks: Ranks) -> ClassificationMetrics:
+        """Accuracy, balanced accuracy, macro F1 and calibration, which torchmetrics sums over ranks by itself."""
+        del ranks
+        return ClassificationMetrics(self.label, len(self.classes), device)
+
+    def figure_names(self) -> tuple[str, ...]:
+        """Names of these figures."""
+        return ClassificationMetrics.NAMES
+
 
 class NumberTask(SupervisedTask):
     """A task whose labels are numbers; a missing number (NaN) counts nowhere."""
@@ -177,6 +245,26 @@ class NumberTask(SupervisedTask):
     def errors(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Return predictions less targets, `[B, R]`, in the units of the labels."""
         return predictions - targets
+
+    def answer(self, output: Tensor) -> Tensor:
+        """Numbers in the units of the labels, `[B, R]`."""
+        return self.predictions(output)
+
+    def labelled(self, labels: Mapping[str, Tensor]) -> Tensor:
+        """Samples with one of the numbers at least."""
+        return ~self.targets(labels).isnan().all(1)
+
+    def score(self, answer: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
+        """Absolute errors, `[B, R]`."""
+        return self.errors(answer, self.targets(labels)).abs().double()
+
+    def metrics(self, device: torch.device, ranks: Ranks) -> NumberMetrics:
+        """Mean absolute errors, and concordances where the task asks for them."""
+        return NumberMetrics(self, device, ranks)
+
+    def figure_names(self) -> tuple[str, ...]:
+        """Names of these figures."""
+        return NumberMetrics.names(self)
 
     def mean_errors(
         self, outputs: Iterable[Tensor], targets: Tensor, valid: Tensor
@@ -275,27 +363,6 @@ class Regression(StandardisedTask):
         if self._loss == "l2":
             return F.mse_loss(values, targets, reduction="none")
         return F.huber_loss(values, targets, reduction="none", delta=HUBER_DELTA)
-
-
-def build_classification(
-    name: str, config: ClassificationConfig, fields: Mapping[str, LabelField], counts: Mapping[str, Sequence[int]]
-) -> Classification:
-    """Build a classification task, checked against the labels that the shards hold."""
-    label = config.label or name
-    field = label_field(f"tasks.{name}.label", label, "category", fields)
-    label_counts = counts.get(label, ())
-    if config.class_weights == "index" and len(label_counts) != len(field.classes):
-        raise UserError(
-            f"tasks.{name}.class_weights: the index holds no sample counts of '{label}'; use class_weights=none"
-        )
-    return Classification(name, config, field.classes, label_counts)
-
-
-def build_regression(name: str, config: RegressionConfig, fields: Mapping[str, LabelField]) -> Regression:
-    """Build a regression task, checked against the labels that the shards hold."""
-    for label in config.labels or (name,):
-        label_field(f"tasks.{name}.labels", label, "number", fields)
-    return Regression(name, config, fields)
 
 
 def moved(constant: Tensor, device: torch.device) -> Tensor:

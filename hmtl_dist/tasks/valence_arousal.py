@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from hmtl_dist.data.schema import Field as LabelField
-from hmtl_dist.tasks.base import Inputs, LossTerms, Prepared, Ranks
+from hmtl_dist.tasks.base import Inputs, LossTerms, Prepared, Ranks, Surroundings
+from hmtl_dist.tasks.concordance import concordance, moments
 from hmtl_dist.tasks.supervised import StandardisedConfig, StandardisedTask, label_field
-
-EPSILON = 1e-12
 
 
 class ValenceArousalConfig(StandardisedConfig):
@@ -24,6 +23,12 @@ class ValenceArousalConfig(StandardisedConfig):
     """Kind of task."""
     labels: Annotated[tuple[str, ...], Field(min_length=1)] = ("valence", "arousal")
     """Number labels of the shards to predict."""
+
+    def build(self, name: str, around: Surroundings) -> "ValenceArousal":
+        """Build the task, checked against the labels that the shards hold."""
+        for label in self.labels:
+            label_field(f"tasks.{name}.labels", label, "number", around.fields)
+        return ValenceArousal(name, self, around.fields)
 
 
 class ValenceArousal(StandardisedTask):
@@ -57,31 +62,3 @@ class ValenceArousal(StandardisedTask):
             count=present_R.sum().to(loss),
             metrics=self.mean_errors(outputs.values(), targets_BR, valid_BR),
         )
-
-
-def moments(predictions: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Return sums from which a concordance follows, float64 `[R, M]`: of 1, p, t, p^2, t^2 and p t.
-
-    Args:
-        predictions: p, `[B, R]`.
-        targets: t without NaN, `[B, R]`.
-        valid: 0 where there is no label, `[B, R]`.
-    """
-    # float64: variances are differences of large sums.
-    one, p, t = (valid > 0).double(), predictions.double(), targets.double()
-    return torch.stack([(one * term).sum(0) for term in (torch.ones_like(t), p, t, p * p, t * t, p * t)], 1)
-
-
-def concordance(sums: Tensor) -> Tensor:
-    """Return the concordance correlation coefficient of each label, `[R]` from `[R, M]`; 0 where nothing varies."""
-    count = sums[:, 0].clamp_min(1)
-    p, t, pp, tt, pt = (sums[:, 1:] / count[:, None]).unbind(1)
-    spread = pp - p * p + tt - t * t + (p - t) ** 2
-    return 2 * (pt - p * t) / (spread + EPSILON)
-
-
-def build_valence_arousal(name: str, config: ValenceArousalConfig, fields: Mapping[str, LabelField]) -> ValenceArousal:
-    """Build the task, checked against the labels that the shards hold."""
-    for label in config.labels:
-        label_field(f"tasks.{name}.labels", label, "number", fields)
-    return ValenceArousal(name, config, fields)

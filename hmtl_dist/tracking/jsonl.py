@@ -141,7 +141,7 @@ class Journal:
         self.append({"event": "artifact", "path": str(path.absolute()), "folder": folder})
 
     def model(self, folder: Path) -> None:
-        """Record the trained model that was written to `folder` by `tracking.model_folder.write_model`."""
+        """Record the trained model that was written to `folder` by `inference.folder.write_model`."""
         self.append({"event": "model", "path": str(folder.absolute())})
 
     def close(self, status: RunStatus) -> None:

@@ -401,7 +401,7 @@ class MlflowSink:
 
 
 def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folder: Path) -> str:
-    """Make an MLflow model of a folder written by `model_folder.write_model` and return its id.
+    """Make an MLflow model of a folder written by `inference.folder.write_model` and return its id.
 
     The model is code and safetensors (never a pickle), has a signature and an input example, and brings our own code
     along. With `tracking.register_model` it becomes a new registered version, to which the alias moves. Done twice
@@ -409,7 +409,7 @@ def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folde
     """
     from mlflow.entities import LoggedModelOutput
 
-    from hmtl_dist.tracking.model_folder import model_digest
+    from hmtl_dist.inference.folder import model_digest
 
     run = client.get_run(run_id)
     digest = model_digest(folder)
@@ -448,8 +448,8 @@ def _save_pyfunc(target: Path, folder: Path, *, run_id: str, model_id: str, uri:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import AnyType
 
-    from hmtl_dist.tracking.model_folder import example_picture
-    from hmtl_dist.tracking.model_info import output_columns, read_info
+    from hmtl_dist.inference.folder import example_picture
+    from hmtl_dist.inference.info import output_columns, read_info
 
     info = read_info(folder)
     # Any type: a column of bytes would refuse pixels, and one of tensors would refuse files.

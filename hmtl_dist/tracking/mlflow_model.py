@@ -16,7 +16,7 @@ PICTURE = "picture"
 """The one column that goes in."""
 
 if TYPE_CHECKING:
-    from hmtl_dist.tracking.model_folder import Predictor
+    from hmtl_dist.inference.predictor import Predictor
 
 
 class FaceModel(PythonModel):
@@ -26,7 +26,7 @@ class FaceModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights from the model's artifacts."""
-        from hmtl_dist.tracking.model_folder import Predictor
+        from hmtl_dist.inference.predictor import Predictor
 
         self._predictor = Predictor(Path(context.artifacts["model"]))
 

@@ -14,9 +14,9 @@ from hmtl_dist.data.stream import Batch
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.tasks.base import Ranks
 from hmtl_dist.tasks.objective import Objective
+from hmtl_dist.tasks.supervised import SupervisedTask
 from hmtl_dist.train.groups import Grouping, GroupMetrics
 from hmtl_dist.train.inputs import Feed, InputMaker, copier_of
-from hmtl_dist.train.metrics import ClassificationMetrics, build_metrics
 
 NUM_PICTURES = 8
 """Samples in a picture of a pretext task."""
@@ -60,7 +60,8 @@ class Evaluator:
     def __call__(self, model: HMTLModel, *, pictures: bool = False) -> Evaluation:
         """Evaluate the model, which must be in evaluation mode; collective."""
         tasks = self.objective.tasks
-        metrics = build_metrics(tasks, self.device, self.ranks)
+        supervised = {task.name: task for task in tasks if isinstance(task, SupervisedTask)}
+        metrics = {name: task.metrics(self.device, self.ranks) for name, task in supervised.items()}
         by_group = GroupMetrics(tasks, self.groupings, self.gap_figures, self.device, self.ranks)
         pretext = [task for task in tasks if task.is_pretext]
         sums: Tensor | None = None
@@ -85,7 +86,7 @@ class Evaluator:
                             own = inputs.every(task.every)
                             sheets[task.name] = sheet(task.illustrate(outputs[task.name], prepared[task.name], own))
         figures = {
-            f"eval/{name}/{key}": value for name, task in metrics.items() for key, value in task.figures().items()
+            f"eval/{name}/{key}": value for name, counted in metrics.items() for key, value in counted.figures().items()
         }
         if sums is not None:
             figures |= self._pretext_figures(sums, {task.name for task in pretext})
@@ -94,9 +95,9 @@ class Evaluator:
             # what nothing was counted for is left out: JSON and MLflow have no number for it
             figures={name: value for name, value in figures.items() if math.isfinite(value)},
             confusions={
-                name: (task.classes, task.confusion)
-                for name, task in metrics.items()
-                if isinstance(task, ClassificationMetrics)
+                name: (supervised[name].reading().names, matrix)
+                for name, counted in metrics.items()
+                if (matrix := counted.confusion()) is not None
             },
             pictures=sheets,
             num_samples=int(self.ranks.all_reduce_sum(num_samples).item()),

@@ -20,8 +20,8 @@ from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Ranks, Task
-from hmtl_dist.tasks.supervised import Classification, NumberTask, unknown
-from hmtl_dist.train.metrics import TaskMetrics, build_metrics, figure_names
+from hmtl_dist.tasks.metrics import TaskMetrics
+from hmtl_dist.tasks.supervised import SupervisedTask, unknown
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def check_monitored(path: str, figure: str, tasks: Sequence[Task]) -> None:
 
 
 def _supervised_figures(tasks: Sequence[Task]) -> list[str]:
-    return [f"{task.name}/{name}" for task in tasks for name in figure_names(task)]
+    return [f"{task.name}/{name}" for task in tasks for name in task.figure_names()]
 
 
 class GroupMetrics:
@@ -145,13 +145,16 @@ class GroupMetrics:
     ) -> None:
         wanted = {name.partition("/")[0] for name in figures}
         self._tasks = {
-            task.name: task for task in tasks if not task.is_pretext and (not figures or task.name in wanted)
+            task.name: task
+            for task in tasks
+            if isinstance(task, SupervisedTask) and (not figures or task.name in wanted)
         }
         self._figures = frozenset(figures)
         self._groupings = groupings
         self._ranks = ranks
         self._metrics = [
-            [build_metrics([*self._tasks.values()], device, ranks) for _ in grouping.names] for grouping in groupings
+            [{name: task.metrics(device, ranks) for name, task in self._tasks.items()} for _ in grouping.names]
+            for grouping in groupings
         ]
         self._samples = [
             torch.zeros(len(grouping.names), len(self._tasks), dtype=torch.float64, device=device)
@@ -166,7 +169,7 @@ class GroupMetrics:
                 own = weight * (groups == number)
                 for column, (name, task) in enumerate(self._tasks.items()):
                     metrics[name].update(outputs[name], labels, own)
-                    samples[number, column] += (_labelled(task, labels) & (own > 0)).sum()
+                    samples[number, column] += (task.labelled(labels) & (own > 0)).sum()
 
     def figures(self) -> dict[str, float]:
         """Return `TASK/group/LABEL/GROUP/FIGURE` and `TASK/gap/LABEL/FIGURE` over all ranks; collective.
@@ -203,14 +206,6 @@ def _gaps(by_group: Sequence[Mapping[str, float]]) -> dict[str, float]:
         if len(values) > 1:
             gaps[figure] = max(values) - min(values)
     return gaps
-
-
-def _labelled(task: Task, labels: Mapping[str, Tensor]) -> Tensor:
-    if isinstance(task, Classification):
-        return labels[task.label] >= 0
-    if isinstance(task, NumberTask):
-        return ~task.targets(labels).isnan().all(1)
-    raise TypeError(f"{task.name} has no labels")
 
 
 def _band_names(edges: Sequence[float]) -> tuple[str, ...]:

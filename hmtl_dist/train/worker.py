@@ -1,54 +1,42 @@
-"""Builds everything one rank trains with, from the configuration, and runs the loop."""
+"""One rank of a run: everything it trains with, put together and run to the end."""
 
-import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from hmtl_dist import garbage, rng
+from hmtl_dist import garbage
 from hmtl_dist.augment import GeometricTransform
-from hmtl_dist.config.io import flatten
-from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.schema import Field, IndexHeader
-from hmtl_dist.data.selection import Selection, open_evaluation, open_training
+from hmtl_dist.data.selection import open_training
 from hmtl_dist.data.stream import Batch, Stream, preload_workers
 from hmtl_dist.engine import build_engine
-from hmtl_dist.engine.base import Engine, EngineState
+from hmtl_dist.engine.base import Engine
 from hmtl_dist.engine.ranks import TorchRanks
-from hmtl_dist.model.frozen import FrozenNet, build_frozen
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Ranks, SingleRank
 from hmtl_dist.tasks.objective import Objective
-from hmtl_dist.tasks.registry import build_tasks
 from hmtl_dist.tracking.base import RunStatus, SilentTracker, Tracker
-from hmtl_dist.tracking.facts import code_tags, versions
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.tracking.mlflow import open_tracker
-from hmtl_dist.tracking.model_folder import write_model
-from hmtl_dist.tracking.plots import draw_learning_curves, read_curves, write_confusion_matrix
 from hmtl_dist.train.base import Listener, Outcome, Place, StopNow
 from hmtl_dist.train.best import EMA, LAST, renamed, with_best
 from hmtl_dist.train.data_report import DataReport
-from hmtl_dist.train.evaluate import Evaluation, Evaluator
-from hmtl_dist.train.groups import check_monitored, groupings_of
+from hmtl_dist.train.evaluate import Evaluation
+from hmtl_dist.train.groups import check_monitored
 from hmtl_dist.train.guard import Guard
 from hmtl_dist.train.initial import initialise
 from hmtl_dist.train.inputs import Feed, InputMaker, copier_of
 from hmtl_dist.train.loop import Run, Share, train
 from hmtl_dist.train.nodes import Nodes
-from hmtl_dist.train.origin import origin_of
-from hmtl_dist.train.saving import Restored, Saver, check_fields
-from hmtl_dist.train.schedule import Schedule
+from hmtl_dist.train.parts import build_evaluator, build_parts, reseed
+from hmtl_dist.train.recording import Recorder
+from hmtl_dist.train.saving import Restored, Saver
+from hmtl_dist.train.streams import evaluation_of, make_plan, make_schedule, open_stream
 from hmtl_dist.train.watchdog import Watchdog
-
-logger = logging.getLogger(__name__)
 
 
 def train_rank(config: RunConfig, place: Place, listener: Listener) -> Outcome:
@@ -87,7 +75,8 @@ def _train(trainee: "Trainee", listener: Listener) -> Outcome:
 
             outcome = train(replace(run, shares=shares, more_figures=more_figures))
         if outcome.status == "FINISHED" and isinstance(tracker, Journal) and trainee.config.tracking.model:
-            trainee.record_model(tracker, outcome.metrics)
+            weights = trainee.engine.evaluation_module().state_dict()
+            trainee.recorder.model(tracker, weights, trainee.engine.global_step, outcome.metrics)
         status = "FINISHED" if outcome.status == "FINISHED" else "KILLED"
     except StopNow:
         status = "KILLED"
@@ -121,11 +110,10 @@ class Trainee:
         ranks = self._ranks
         self._training = open_training(config.data)
         header = self._training.header
-        self._evaluation = open_evaluation(config.data, _fields_elsewhere(config, header.fields))
+        evaluation = evaluation_of(config, header.fields)
         self._plan = make_plan(config, self._training, shuffle=True)
         self.schedule = make_schedule(config, self._plan.steps_per_epoch)
 
-        check_fields(header.fields, self._evaluation.header.fields, f"split {config.data.eval_split}")
         parts = build_parts(config, header, ranks)
         if config.train.monitor is not None:
             check_monitored("train.monitor", config.train.monitor, parts.objective.tasks)
@@ -148,20 +136,18 @@ class Trainee:
             augment=config.augment,
             per_lane=self._plan.per_lane,
         )
-        self._evaluator = Evaluator(
-            objective=Objective(self.objective.tasks, config.weighting, ranks),
-            ranks=ranks,
-            device=self.device,
-            inputs=InputMaker(self.device, config.seed),
-            batches=self._evaluation_batches,
-            groupings=groupings_of(config, self._evaluation.header.fields, self.objective.tasks),
-            gap_figures=config.train.gap_figures,
-        )
+        self.recorder = Recorder(config, place, self._training, evaluation, self.objective)
 
-    @contextmanager
-    def _evaluation_batches(self) -> Generator[Iterable[Batch]]:
-        with open_stream(self.config, self._evaluation, self.place) as stream:
-            yield stream if self.watchdog is None else self.watchdog.each(stream)
+        @contextmanager
+        def batches() -> Generator[Iterable[Batch]]:
+            with open_stream(config, evaluation, place) as stream:
+                yield stream if self.watchdog is None else self.watchdog.each(stream)
+
+        self._evaluator = build_evaluator(config, self.objective, evaluation, batches, device=self.device, ranks=ranks)
+
+    def open_journal(self, restored: Restored | None) -> Journal:
+        """Open the run's record, on its first rank."""
+        return self.recorder.open_journal(restored, self.engine.global_step, self._initial)
 
     def open_train_stream(self) -> Stream:
         """Open the endless stream of this rank's training batches, at the cursor."""
@@ -240,10 +226,7 @@ class Trainee:
         for name, picture in evaluation.pictures.items():
             tracker.picture(name, picture, step)
         if self.place.rank == 0:
-            try:
-                self._record_confusions(evaluation, step, tracker)
-            except OSError as error:  # a full disk here must not cost a run whose checkpoints are elsewhere
-                logger.warning("cannot write the confusion matrices of step %d: %s", step, error)
+            self.recorder.confusions(evaluation, step, tracker)
         return with_best(
             evaluation.figures | self._by_weights(step, evaluation.figures), known, step, self.config.train
         )
@@ -257,194 +240,3 @@ class Trainee:
             return renamed(figures, LAST)
         last = self._evaluator(cast("HMTLModel", self.engine.module.eval()))
         return renamed(last.figures, LAST) | renamed(figures, EMA)
-
-    def _record_confusions(self, evaluation: Evaluation, step: int, tracker: Tracker) -> None:
-        for name, (classes, matrix) in evaluation.confusions.items():
-            for path in write_confusion_matrix(self.place.scratch / f"step-{step:08d}", name, matrix, classes):
-                tracker.artifact(path, f"evaluation/step-{step:08d}")
-
-    def open_journal(self, restored: Restored | None) -> Journal:
-        """Open the run's record and note what holds for the whole run."""
-        config, run = self.config, self.place.run
-        elsewhere = restored.undelivered if restored else ()
-        journal = open_tracker(run.recording, self.place.scratch, self.engine.global_step, elsewhere)
-        journal.params(flatten(config) | versions() | {"data.digest": self._training.header.digest})
-        initial = {"init_from": self._initial} if self._initial else {}
-        journal.tags(code_tags() | initial | {"attempt": str(run.attempt)})
-        for selection, context in ((self._training, "train"), (self._evaluation, "evaluation")):
-            for source in selection.sources:
-                place = f"{source.url}/{source.split}"
-                profile = {"num_samples": source.chosen, "num_shards": source.shards, "draws": source.draws}
-                journal.dataset(source.dataset, source.digest, place, context, profile)
-        return journal
-
-    def record_model(self, journal: Journal, metrics: Mapping[str, float]) -> None:
-        """Record the trained model, if it has a supervised head that could predict, and the learning curves."""
-        if not all(task.is_pretext for task in self.objective.tasks):
-            folder = self.place.scratch / "model"
-            header = self._training.header
-            origin = origin_of(
-                self.config,
-                (header.dataset, header.digest),
-                self._evaluation,
-                header.fields,
-                global_step=self.engine.global_step,
-                weights="ema" if self.config.engine.ema_decay > 0 else "last",
-                metrics=metrics,
-            )
-            write_model(
-                folder,
-                self.engine.evaluation_module().state_dict(),
-                config=self.config.model,
-                augment=self.config.augment,
-                image_size=self.config.data.image_size,
-                tasks=self.objective.tasks,
-                origin=origin,
-            )
-            journal.model(folder)
-        curves = read_curves(journal.path)
-        journal.picture("learning_curves", draw_learning_curves(curves), self.engine.global_step)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the tasks of a run need, and the model that serves them."""
-
-    objective: Objective
-    model: HMTLModel
-    frozen: Mapping[str, FrozenNet]
-
-    def follow(self, device: torch.device) -> None:
-        """Put the frozen networks on the device, those that average the model starting as its copies."""
-        for net in self.frozen.values():
-            net.to(device).follow(self.model.backbone)
-
-
-def build_parts(config: RunConfig, header: IndexHeader, ranks: Ranks) -> Parts:
-    """Build tasks and model; the seed decides how the model is initialised, the same on every rank."""
-    seed_torch(config.seed)
-    frozen = build_frozen(config.tasks, config.model)
-    read = config.data.fields
-    fields = {name: field for name, field in header.fields.items() if read is None or name in read}
-    tasks = build_tasks(config.tasks, fields, header.label_counts, frozen, config.data.image_size)
-    objective = Objective(tasks, config.weighting, ranks, config.augment)
-    return Parts(objective, HMTLModel(config.model, objective.heads(), objective.wiring, objective.log_vars), frozen)
-
-
-def evaluate_state(
-    config: RunConfig,
-    state: EngineState,
-    objective_state: Mapping[str, Tensor],
-    fields: Mapping[str, Field],
-    *,
-    strict_groups: bool = True,
-) -> Evaluation:
-    """Evaluate a saved state in this process, on the CPU or the first GPU; EMA weights where there are some.
-
-    Args:
-        config: The configuration that the state was trained with, `data` naming what to evaluate on.
-        state: The engine's part of a checkpoint.
-        objective_state: The objective's part.
-        fields: The labels that it was trained on.
-        strict_groups: Whether a label of `train.groups` that the data lack is an error; else it is left out.
-
-    Raises:
-        UserError: The data cannot be read, or holds other labels.
-    """
-    device = torch.device("cuda" if config.launch.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    selection = evaluation_of(config, fields)
-    parts = build_parts(config, selection.header, SingleRank())
-    parts.model.load_state_dict(state.ema or state.model)
-    parts.model.to(device).eval()
-    parts.follow(device)
-    parts.objective.load_state(objective_state)
-    place = Place.alone(str(device))
-    evaluator = Evaluator(
-        objective=Objective(parts.objective.tasks, config.weighting, SingleRank()),
-        ranks=SingleRank(),
-        device=device,
-        inputs=InputMaker(device, config.seed),
-        batches=lambda: open_stream(config, selection, place),
-        groupings=groupings_of(config, selection.header.fields, parts.objective.tasks, strict=strict_groups),
-        gap_figures=config.train.gap_figures,
-    )
-    return evaluator(parts.model)
-
-
-def evaluation_of(config: RunConfig, fields: Mapping[str, Field]) -> Selection:
-    """Open what a configuration evaluates on, with the labels that a model was trained on.
-
-    Raises:
-        UserError: The data cannot be read, or holds other labels.
-    """
-    selection = open_evaluation(config.data, _fields_elsewhere(config, fields))
-    check_fields(fields, selection.header.fields, config.data.eval_url or config.data.url)
-    return selection
-
-
-def _fields_elsewhere(config: RunConfig, fields: Mapping[str, Field]) -> dict[str, Field] | None:
-    """Return the labels that a set other than `data.url` is to give; None where it is that set."""
-    return dict(fields) if config.data.mix or config.data.eval_url else None
-
-
-def open_stream(
-    config: RunConfig, selection: Selection, place: Place, plan: Plan | None = None, start: tuple[int, int] = (0, 0)
-) -> Stream:
-    """Open a rank's share of a selection: endlessly along a training plan from a cursor, or once for evaluation."""
-    train = plan is not None
-    data = config.data
-    return Stream(
-        selection.index,
-        plan or make_plan(config, selection, shuffle=False),
-        GeometricTransform(config.augment, data.image_size, selection.header.fields, config.seed, train=train),
-        data,
-        rank=place.rank,
-        world_size=place.world_size,
-        start=start,
-        epochs=None if train else 1,
-    )
-
-
-def make_plan(config: RunConfig, selection: Selection, *, shuffle: bool) -> Plan:
-    """Plan the epochs of what was selected; evaluation (`shuffle=False`) takes every sample once, in order."""
-    data = config.data
-    return Plan(
-        selection.index.num_samples,
-        batch_size=data.batch_size,
-        lanes=data.lanes,
-        seed=config.seed,
-        shuffle=shuffle,
-        block=data.shuffle_block,
-        pools=selection.pools,
-    )
-
-
-def make_schedule(config: RunConfig, steps_per_epoch: int) -> Schedule:
-    """Say what happens after which step of the run."""
-    total = config.train.epochs * steps_per_epoch
-    return Schedule(
-        steps_per_epoch=steps_per_epoch,
-        total_steps=min(total, config.train.max_steps or total),
-        batch_size=config.data.batch_size,
-        report_every_steps=config.train.report_every_steps,
-        evaluate_every_epochs=config.train.evaluate_every_epochs,
-        checkpoint_every_epochs=config.train.checkpoint_every_epochs,
-        checkpoint_every_steps=config.train.checkpoint_every_steps,
-    )
-
-
-def reseed(seed: int, rank: int, micro_step: int, device: torch.device) -> None:
-    """Seed dropout and drop-path of a micro-step, so that a resumed run draws what the uninterrupted one does.
-
-    Only the generators that a step draws from: `torch.manual_seed` looks at every kind of device there is, for 0.3 ms.
-    """
-    words = rng.draws(seed, rank, np.array([micro_step]), rng.Stream.DROPOUT, 2)[0]
-    number = int(words[0]) << 32 | int(words[1])
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(number)  # of the current device, which is this rank's
-
-
-def seed_torch(seed: int) -> None:
-    """Seed torch's own generators, which initialisation and dropout draw from."""
-    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]  # partial in torch

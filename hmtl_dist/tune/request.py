@@ -110,7 +110,7 @@ class Request:
     @cached_property
     def steps(self) -> tuple[int, int]:
         """Optimizer steps of an epoch, and of a whole trial."""
-        from hmtl_dist.train.worker import make_plan, make_schedule
+        from hmtl_dist.train.streams import make_plan, make_schedule
 
         per_epoch = make_plan(self.config, self.selection, shuffle=True).steps_per_epoch
         return per_epoch, make_schedule(self.config, per_epoch).total_steps

@@ -19,12 +19,12 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.export.folder import open_model
 from hmtl_dist.export.graphs import open_pt2, refuse_pickles
 from hmtl_dist.export.parity import check_parity
+from hmtl_dist.inference.info import Format, read_info
+from hmtl_dist.inference.model import InferenceModel
 from hmtl_dist.launch.driver import Finished
 from hmtl_dist.launch.export import export_model
 from hmtl_dist.launch.models import load_trained, read_pictures
-from hmtl_dist.model.inference import InferenceModel
 from hmtl_dist.tasks.reading import HeadOutput
-from hmtl_dist.tracking.model_info import Format, read_info
 from tests.export import trained
 
 FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "pt2")

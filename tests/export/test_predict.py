@@ -15,11 +15,11 @@ from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.export.folder import open_model
 from hmtl_dist.export.pictures import MAX_BYTES, find_pictures, predict_files
+from hmtl_dist.inference.info import output_columns
+from hmtl_dist.inference.predictor import MAX_BATCH
 from hmtl_dist.launch.export import export_model
 from hmtl_dist.launch.models import predictor_of
 from hmtl_dist.tracking.config import TrackingConfig
-from hmtl_dist.tracking.model_folder import MAX_BATCH
-from hmtl_dist.tracking.model_info import output_columns
 from tests.export import trained
 from tests.servers import S3Server
 

@@ -59,7 +59,7 @@ def read_ledger(run: Path) -> Ledger:
 def planned(config: RunConfig) -> Ledger:
     """Return the samples that the plan gives to every step of a run."""
     from hmtl_dist.data.selection import open_training
-    from hmtl_dist.train.worker import make_plan, make_schedule
+    from hmtl_dist.train.streams import make_plan, make_schedule
 
     plan = make_plan(config, open_training(config.data), shuffle=True)
     total = make_schedule(config, plan.steps_per_epoch).total_steps

@@ -616,7 +616,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         (86,),
-        "train/worker.py",
+        "train/recording.py",
         "elsewhere = restored.undelivered if restored else ()",
         "elsewhere = ()",
         "faults/test_tracking.py::test_what_a_lost_machine_had_not_delivered_comes_from_the_checkpoint_on_another_one",

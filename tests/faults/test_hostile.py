@@ -28,8 +28,8 @@ from hmtl_dist.data.shards import open_index
 from hmtl_dist.data.tables import decode_table, encode_table, text_column
 from hmtl_dist.engine.checkpoint import load_checkpoint
 from hmtl_dist.errors import UserError
+from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.tracking.model_folder import Predictor
 from tests.data.catalog.fabricate import affectnet_2021
 from tests.data.streaming import jpeg
 from tests.faults.mutated import make_checkpoints, make_shards

@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from hmtl_dist.cli.app import app
-from hmtl_dist.cli.store import known_mlflow, looked_up
 from hmtl_dist.errors import UserError
+from hmtl_dist.services.store import known_mlflow, looked_up
 from hmtl_dist.tracking.config import TrackingConfig
 
 pytestmark = pytest.mark.nightly

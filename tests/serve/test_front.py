@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.inference.folder import load_model
+from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.launch.export import export_model
 from hmtl_dist.serve.model import ServedModel
 from hmtl_dist.serve.settings import Limits
-from hmtl_dist.tracking.model_folder import Predictor, load_model
 from tests.export import trained
 from tests.serve import hostile, served
 from tests.serve.served import Client

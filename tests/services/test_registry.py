@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from hmtl_dist.cli.services import app
-from hmtl_dist.cli.store import known_mlflow
 from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.services import ServicesInfo, running, seaweedfs, services_status, start_services, stop_services
+from hmtl_dist.services.store import known_mlflow
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 """Small batches for the tests of tasks."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
-from hmtl_dist.tasks.base import Inputs
+from hmtl_dist.data.schema import Field
+from hmtl_dist.tasks.base import Inputs, Surroundings
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -27,3 +30,7 @@ def make_inputs(
         epoch=epoch,
         positions=torch.arange(len(images)) + 100,
     )
+
+
+def around(fields: Mapping[str, Field], counts: Mapping[str, Sequence[int]] | None = None) -> Surroundings:
+    return Surroundings(fields, image_size=24, label_counts=counts or {})

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from hmtl_dist.data.schema import Field
-from hmtl_dist.tasks.age import Age, AgeConfig, build_age
+from hmtl_dist.tasks.age import Age, AgeConfig
 from hmtl_dist.tasks.base import Prepared, SingleRank
-from tests.tasks.batches import make_inputs
+from tests.tasks.batches import around, make_inputs
 from tests.tasks.reference import Array, check_loss, log_softmax
 
 FIELDS = {"age": Field(kind="number", unit="years")}
@@ -14,7 +14,7 @@ WEIGHT = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 1.0])
 
 
 def task(**settings: object) -> Age:
-    return build_age("age", AgeConfig.model_validate({"youngest": 15, "oldest": 70, **settings}), FIELDS)
+    return AgeConfig.model_validate({"youngest": 15, "oldest": 70, **settings}).build("age", around(FIELDS))
 
 
 def test_the_loss_is_cross_entropy_distance_and_variance() -> None:

@@ -7,9 +7,9 @@ from hmtl_dist.augment import AugmentConfig, GeometricTransform
 from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import Inputs, Prepared, SingleRank
-from hmtl_dist.tasks.head_pose import HeadPose, HeadPoseConfig, build_head_pose
+from hmtl_dist.tasks.head_pose import HeadPose, HeadPoseConfig
 from hmtl_dist.tasks.so3 import matrix_from_angles
-from tests.tasks.batches import make_inputs
+from tests.tasks.batches import around, make_inputs
 from tests.tasks.reference import Array, check_loss, log_softmax
 
 DEGREES = Field(kind="number", unit="degrees")
@@ -23,7 +23,7 @@ COUNTED = [0, 1, 5]
 
 
 def task(**settings: object) -> HeadPose:
-    return build_head_pose("pose", HeadPoseConfig.model_validate(settings), FIELDS)
+    return HeadPoseConfig.model_validate(settings).build("pose", around(FIELDS))
 
 
 def inputs() -> Inputs:
@@ -98,9 +98,9 @@ def test_a_mirrored_picture_shows_a_mirrored_pose() -> None:
 
 def test_an_angle_that_the_shards_lack_is_named() -> None:
     with pytest.raises(UserError, match=r"^tasks\.pose: 'roll' is not one of pitch, yaw"):
-        build_head_pose("pose", HeadPoseConfig(), {"yaw": DEGREES, "pitch": DEGREES})
+        HeadPoseConfig().build("pose", around({"yaw": DEGREES, "pitch": DEGREES}))
 
 
 def test_angles_in_radians_are_refused() -> None:
     with pytest.raises(UserError, match=r"^tasks\.pose: label 'yaw' is in radians, not in degrees"):
-        build_head_pose("pose", HeadPoseConfig(), {**FIELDS, "yaw": Field(kind="number", unit="radians")})
+        HeadPoseConfig().build("pose", around({**FIELDS, "yaw": Field(kind="number", unit="radians")}))

@@ -16,10 +16,8 @@ from hmtl_dist.tasks.supervised import (
     ClassificationConfig,
     Regression,
     RegressionConfig,
-    build_classification,
-    build_regression,
 )
-from tests.tasks.batches import make_inputs
+from tests.tasks.batches import around, make_inputs
 from tests.tasks.reference import Array, check_loss, log_softmax
 
 FIELDS = {
@@ -41,7 +39,7 @@ def logits(columns: int) -> torch.Tensor:
 
 def expression(class_weights: str = "none") -> Classification:
     config = ClassificationConfig.model_validate({"class_weights": class_weights})
-    return build_classification("expression", config, FIELDS, COUNTS)
+    return config.build("expression", around(FIELDS, COUNTS))
 
 
 def cross_entropies(values: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -67,7 +65,7 @@ def test_label_smoothing_spreads_a_share_over_all_classes(
     class_weights: str, by_class: list[int], smoothing: float
 ) -> None:
     config = ClassificationConfig.model_validate({"class_weights": class_weights, "label_smoothing": smoothing})
-    task = build_classification("expression", config, FIELDS, COUNTS)
+    task = config.build("expression", around(FIELDS, COUNTS))
     inputs = make_inputs(num_samples=6, labels={"expression": torch.tensor(LABELS)}, weight=torch.tensor(WEIGHT))
     weights = np.array(by_class, float)[LABELS.clip(0)] * (LABELS >= 0) * WEIGHT
 
@@ -82,9 +80,7 @@ def test_weights_that_are_balanced_as_scikit_learn_does_are_the_same_loss() -> N
     present = LABELS[LABELS >= 0]
     balanced = cast("NDArray[np.float64]", compute_class_weight("balanced", classes=np.unique(present), y=present))
     counts = np.bincount(present).tolist()
-    task = build_classification(
-        "expression", ClassificationConfig(class_weights="index"), FIELDS, {"expression": counts}
-    )
+    task = ClassificationConfig(class_weights="index").build("expression", around(FIELDS, {"expression": counts}))
     output = logits(3)
 
     terms = task.loss(
@@ -139,7 +135,7 @@ def distance(loss: str, error: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def pose(loss: str = "huber") -> Regression:
-    return build_regression("pose", RegressionConfig.model_validate({"labels": ["yaw", "age"], "loss": loss}), FIELDS)
+    return RegressionConfig.model_validate({"labels": ["yaw", "age"], "loss": loss}).build("pose", around(FIELDS))
 
 
 @pytest.mark.parametrize("loss", ["l1", "l2", "huber"])
@@ -188,26 +184,26 @@ def test_labels_missing_everywhere_give_no_loss_and_no_gradient() -> None:
 def test_offset_and_scale_of_the_configuration_win() -> None:
     config = RegressionConfig(labels=("yaw", "height"), offset={"height": 170.0}, scale={"height": 10.0})
 
-    task = build_regression("body", config, FIELDS)
+    task = config.build("body", around(FIELDS))
 
     assert task.predictions(torch.tensor([[1.0, 1.0]])).numpy().tolist() == [[30.0, 180.0]]
 
 
 def test_a_misspelt_label_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"^tasks\.mood\.label: 'expresion' .*did you mean 'expression'\?"):
-        build_classification("mood", ClassificationConfig(label="expresion"), FIELDS, COUNTS)
+        ClassificationConfig(label="expresion").build("mood", around(FIELDS, COUNTS))
 
 
 def test_a_number_cannot_be_classified() -> None:
     with pytest.raises(UserError, match=r"^tasks\.yaw\.label: 'yaw' is a number, not a category; use type=regression"):
-        build_classification("yaw", ClassificationConfig(), FIELDS, COUNTS)
+        ClassificationConfig().build("yaw", around(FIELDS, COUNTS))
 
 
 def test_class_weights_need_counts() -> None:
     with pytest.raises(UserError, match=r"^tasks\.expression\.class_weights: the index holds no sample counts"):
-        build_classification("expression", ClassificationConfig(class_weights="index"), FIELDS, {})
+        ClassificationConfig(class_weights="index").build("expression", around(FIELDS, {}))
 
 
 def test_a_scale_of_an_unused_label_is_refused() -> None:
     with pytest.raises(UserError, match=r"^tasks\.yaw\.scale: 'age' is not one of yaw"):
-        build_regression("yaw", RegressionConfig(scale={"age": 3.0}), FIELDS)
+        RegressionConfig(scale={"age": 3.0}).build("yaw", around(FIELDS))

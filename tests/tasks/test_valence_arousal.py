@@ -5,8 +5,8 @@ import torch
 from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import Prepared, SingleRank
-from hmtl_dist.tasks.valence_arousal import ValenceArousal, ValenceArousalConfig, build_valence_arousal
-from tests.tasks.batches import make_inputs
+from hmtl_dist.tasks.valence_arousal import ValenceArousal, ValenceArousalConfig
+from tests.tasks.batches import around, make_inputs
 from tests.tasks.reference import Array, check_loss
 
 FIELDS = {
@@ -22,7 +22,7 @@ WEIGHT = np.array([1.0, 1.0, 1.0, 1.0, 0.0, 1.0])
 
 
 def task() -> ValenceArousal:
-    return build_valence_arousal("affect", ValenceArousalConfig(), FIELDS)
+    return ValenceArousalConfig().build("affect", around(FIELDS))
 
 
 def lin(predictions: Array, targets: Array) -> float:
@@ -66,11 +66,11 @@ def test_a_label_of_a_single_sample_has_no_concordance() -> None:
 def test_any_numbers_may_be_concorded_in_their_own_units() -> None:
     config = ValenceArousalConfig(labels=("age",))
 
-    ages = build_valence_arousal("ages", config, FIELDS).predictions(torch.tensor([[0.5]]))
+    ages = config.build("ages", around(FIELDS)).predictions(torch.tensor([[0.5]]))
 
     assert ages.item() == 50.0
 
 
 def test_a_category_has_no_concordance() -> None:
     with pytest.raises(UserError, match=r"^tasks\.affect\.labels: 'mood' is a category, not a number"):
-        build_valence_arousal("affect", ValenceArousalConfig(labels=("mood",)), FIELDS)
+        ValenceArousalConfig(labels=("mood",)).build("affect", around(FIELDS))

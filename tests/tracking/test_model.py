@@ -18,6 +18,8 @@ from safetensors.torch import load
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
+from hmtl_dist.inference.folder import write_model
+from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.age import AgeConfig
 from hmtl_dist.tasks.base import CLEAN
@@ -27,7 +29,6 @@ from hmtl_dist.tasks.registry import build_tasks
 from hmtl_dist.tasks.supervised import ClassificationConfig, NumberTask, RegressionConfig
 from hmtl_dist.tracking.config import Recording, TrackingConfig, resolve
 from hmtl_dist.tracking.mlflow import create_run, open_tracker
-from hmtl_dist.tracking.model_folder import Predictor, write_model
 
 # MLflow's own `mlflow.types.responses` makes it warn of itself when `mlflow.pyfunc` is imported.
 pytestmark = [
@@ -242,7 +243,7 @@ def test_nothing_of_the_mlflow_model_is_a_pickle(stored: Path) -> None:
 
 
 def test_the_mlflow_model_brings_its_own_code_and_nothing_compiled(stored: Path) -> None:
-    assert (stored / "code" / "hmtl_dist" / "tracking" / "model_folder.py").exists()
+    assert (stored / "code" / "hmtl_dist" / "inference" / "folder.py").exists()
     assert not list(stored.rglob("__pycache__"))
 
 

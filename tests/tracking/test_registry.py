@@ -8,13 +8,13 @@ import pytest
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.data.schema import Field
 from hmtl_dist.errors import UserError
+from hmtl_dist.inference.folder import MODEL_FILE, write_model
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.base import CLEAN
 from hmtl_dist.tasks.registry import build_tasks
 from hmtl_dist.tasks.supervised import ClassificationConfig
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.mlflow import create_run, record_model
-from hmtl_dist.tracking.model_folder import MODEL_FILE, write_model
 from hmtl_dist.tracking.registry import NoSuchVersionError, download_version, find_version, move_alias
 
 pytestmark = pytest.mark.nightly

@@ -18,7 +18,6 @@ from hmtl_dist.tasks.base import Ranks, SingleRank
 from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
 from hmtl_dist.tasks.supervised import Classification, ClassificationConfig, Regression, RegressionConfig
 from hmtl_dist.train.groups import Grouping, GroupMetrics, build_groupings, check_figures
-from hmtl_dist.train.metrics import build_metrics, figure_names
 
 CPU = torch.device("cpu")
 FIELDS = {
@@ -26,11 +25,11 @@ FIELDS = {
     "gender": Field(kind="category", classes=("female", "male", "not/said")),
     "age": Field(kind="number", unit="years"),
 }
-TASKS = (
+SUPERVISED = (
     Classification("mood", ClassificationConfig(), FIELDS["mood"].classes, ()),
     Regression("age", RegressionConfig(), FIELDS),
-    Puzzling("puzzling", PuzzlingConfig()),
 )
+TASKS = (*SUPERVISED, Puzzling("puzzling", PuzzlingConfig()))
 GENDER = Grouping("gender", ("female", "male", "not_said"))
 BANDS = {"age": (20.0, 40.0)}
 
@@ -73,7 +72,7 @@ def counted(
 def alone(keep: Tensor) -> dict[str, Mapping[str, float]]:
     """The figures of a part of the samples, as if there were no others."""
     outputs, labels, weight = samples()
-    metrics = build_metrics(TASKS, CPU, SingleRank())
+    metrics = {task.name: task.metrics(CPU, SingleRank()) for task in SUPERVISED}
     for name, one in metrics.items():
         one.update(outputs[name], labels, weight * keep)
     return {name: one.figures() for name, one in metrics.items()}
@@ -153,11 +152,11 @@ def test_only_the_figures_that_were_asked_for_are_told() -> None:
 
 def test_names_of_figures_are_those_that_are_told() -> None:
     outputs, labels, weight = samples()
-    metrics = build_metrics(TASKS, CPU, SingleRank())
-    assert set(metrics) == {task.name for task in TASKS if figure_names(task)} == {"mood", "age"}
-    for task in TASKS[:2]:
-        metrics[task.name].update(outputs[task.name], labels, weight)
-        assert set(figure_names(task)) == set(metrics[task.name].figures())
+    for task in SUPERVISED:
+        metrics = task.metrics(CPU, SingleRank())
+        metrics.update(outputs[task.name], labels, weight)
+        assert set(task.figure_names()) == set(metrics.figures())
+    assert not TASKS[-1].figure_names()
 
 
 def test_a_misspelt_label_and_a_number_without_bands_are_refused() -> None:

@@ -13,7 +13,7 @@ from hmtl_dist.launch.driver import Finished, drive
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.train.initial import initialise
-from hmtl_dist.train.worker import build_parts
+from hmtl_dist.train.parts import build_parts
 from tests.e2e import drawn
 
 PUZZLING: dict[str, Any] = {"puzzling": {"type": "puzzling"}}

@@ -14,7 +14,7 @@ from hmtl_dist.tasks.base import Inputs, SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.registry import build_tasks
 from hmtl_dist.train.loop import Share
-from hmtl_dist.train.worker import seed_torch
+from hmtl_dist.train.parts import seed_torch
 from tests.tasks.batches import make_inputs
 
 FIELDS = {"mood": Field(kind="category", classes=("calm", "glad"))}

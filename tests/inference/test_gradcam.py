@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hmtl_dist.model.gradcam import grad_cam, has_maps
+from hmtl_dist.inference.gradcam import grad_cam, has_maps
+from hmtl_dist.inference.model import InferenceModel
 from hmtl_dist.model.hmtl import ModelConfig
-from hmtl_dist.model.inference import InferenceModel
 from hmtl_dist.tasks.reading import HeadOutput
 
 HEADS = {

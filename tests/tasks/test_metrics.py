@@ -14,16 +14,16 @@ from sklearn.metrics import (  # pyright: ignore[reportMissingTypeStubs]  # it h
 from hmtl_dist.data.schema import Field
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.head_pose import HeadPose, HeadPoseConfig
-from hmtl_dist.tasks.supervised import Classification, ClassificationConfig, Regression, RegressionConfig
+from hmtl_dist.tasks.metrics import ClassificationMetrics, NumberMetrics
+from hmtl_dist.tasks.supervised import Regression, RegressionConfig
 from hmtl_dist.tasks.valence_arousal import ValenceArousal, ValenceArousalConfig
-from hmtl_dist.train.metrics import ClassificationMetrics, NumberMetrics, build_metrics
 
 CLASSES = ("neutral", "happy", "sad", "angry")
 CPU = torch.device("cpu")
 
 
 def classification() -> ClassificationMetrics:
-    return ClassificationMetrics(Classification("mood", ClassificationConfig(), CLASSES, ()), CPU)
+    return ClassificationMetrics("mood", len(CLASSES), CPU)
 
 
 def count(
@@ -84,14 +84,14 @@ def test_samples_without_label_or_weight_are_left_out() -> None:
     metrics = classification()
     count(metrics, [0, 1, 2, 0], [0, 1, -1, 3], [1.0, 1.0, 1.0, 0.0])
     assert metrics.figures()["accuracy"] == 1.0
-    assert metrics.confusion.sum() == 2
+    assert metrics.confusion().sum() == 2
 
 
 def test_a_row_of_the_confusion_matrix_is_a_true_class() -> None:
     metrics = classification()
     count(metrics, [2, 2, 1], [0, 0, 1])
     metrics.figures()
-    assert metrics.confusion.tolist() == [[0, 0, 2, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert metrics.confusion().tolist() == [[0, 0, 2, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_a_split_without_labels_has_no_accuracy() -> None:
@@ -193,12 +193,3 @@ def test_errors_of_a_pose_leave_out_extreme_heads_and_go_the_short_way_round() -
     assert metrics.figures() == pytest.approx(expected, rel=1e-6)
     task = HeadPose("pose", HeadPoseConfig())
     assert task.errors(torch.tensor([[175.0]]), torch.tensor([[-95.0]])).item() == -90.0
-
-
-def test_every_supervised_task_has_figures() -> None:
-    fields = {"age": Field(kind="number", unit="years")}
-    tasks = [
-        Classification("mood", ClassificationConfig(), CLASSES, ()),
-        Regression("age", RegressionConfig(), fields),
-    ]
-    assert list(build_metrics(tasks, CPU, SingleRank())) == ["mood", "age"]

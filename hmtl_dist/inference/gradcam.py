@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hmtl_dist.model.inference import InferenceModel
+from hmtl_dist.inference.model import InferenceModel
 from hmtl_dist.tasks.reading import read_output
 
 

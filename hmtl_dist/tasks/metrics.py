@@ -3,18 +3,20 @@
 Shape legend: B samples, K classes, R number labels.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl_dist.model.backbone import import_timm
-from hmtl_dist.tasks.base import Ranks, Task
-from hmtl_dist.tasks.supervised import Classification, NumberTask
-from hmtl_dist.tasks.valence_arousal import concordance, moments
+from hmtl_dist.tasks.base import Ranks
+from hmtl_dist.tasks.concordance import concordance, moments
+from hmtl_dist.torchvision_care import prepare_torchvision
+
+if TYPE_CHECKING:
+    from hmtl_dist.tasks.supervised import NumberTask
 
 CALIBRATION_BINS = 15
 """Bins of confidence behind the calibration error, as Guo et al. (ICML 2017) count them."""
@@ -31,6 +33,10 @@ class TaskMetrics(Protocol):
         """Return the figures over all ranks, by name without the task's; collective."""
         ...
 
+    def confusion(self) -> NDArray[np.int64] | None:
+        """Return the counts `[K, K]` of the last `figures`: row = true class, column = predicted; None for numbers."""
+        ...
+
 
 class ClassificationMetrics:
     """Accuracy, balanced accuracy (mean recall of the classes that occur), macro F1, confusion matrix and calibration.
@@ -38,20 +44,20 @@ class ClassificationMetrics:
     The expected calibration error is the mean over samples of |accuracy - confidence| of their bin of confidence.
     """
 
-    def __init__(self, task: Classification, device: torch.device) -> None:
-        self.classes = task.classes
-        self._label = task.label
-        import_timm()  # torchmetrics imports torchvision, which needs the same care
+    NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+
+    def __init__(self, label: str, num_classes: int, device: torch.device) -> None:
+        self._label = label
+        prepare_torchvision()
         from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
-        matrix = MulticlassConfusionMatrix(len(task.classes), ignore_index=-1, validate_args=False)
+        matrix = MulticlassConfusionMatrix(num_classes, ignore_index=-1, validate_args=False)
         self._matrix = matrix.to(device)
         calibration = MulticlassCalibrationError(
-            len(task.classes), n_bins=CALIBRATION_BINS, norm="l1", ignore_index=-1, validate_args=False
+            num_classes, n_bins=CALIBRATION_BINS, norm="l1", ignore_index=-1, validate_args=False
         )
         self._calibration = calibration.to(device)
-        self.confusion: NDArray[np.int64] = np.zeros((len(task.classes),) * 2, np.int64)
-        """Counts `[K, K]` of the last `figures`: row = true class, column = predicted class."""
+        self._confusion: NDArray[np.int64] = np.zeros((num_classes,) * 2, np.int64)
 
     def update(self, output: Tensor, labels: Mapping[str, Tensor], weight: Tensor) -> None:
         """Count a batch of logits `[B, K]`."""
@@ -62,17 +68,21 @@ class ClassificationMetrics:
 
     def figures(self) -> dict[str, float]:
         """Return `accuracy`, `balanced_accuracy`, `macro_f1` and `ece`; NaN where no sample is labelled."""
-        self.confusion = self._matrix.compute().cpu().numpy().astype(np.int64)
-        return {**confusion_figures(self.confusion), "ece": float(self._calibration.compute())}
+        self._confusion = self._matrix.compute().cpu().numpy().astype(np.int64)
+        return {**confusion_figures(self._confusion), "ece": float(self._calibration.compute())}
+
+    def confusion(self) -> NDArray[np.int64]:
+        """Return the counts `[K, K]` of the last `figures`."""
+        return self._confusion
 
 
 class NumberMetrics:
     """Mean absolute error of each label in its unit, and its concordance with the truth where the task asks for it."""
 
-    def __init__(self, task: NumberTask, device: torch.device, ranks: Ranks) -> None:
+    def __init__(self, task: "NumberTask", device: torch.device, ranks: Ranks) -> None:
         self._task = task
         self._ranks = ranks
-        import_timm()
+        prepare_torchvision()
         from torchmetrics import MeanMetric
 
         self._means = {label: MeanMetric(nan_strategy="disable").to(device) for label in task.labels}
@@ -101,27 +111,15 @@ class NumberMetrics:
             named |= {kind: float(np.mean([*values.values()])) for kind, values in figures.items()}
         return named
 
+    def confusion(self) -> None:
+        """Return nothing: numbers have no classes."""
 
-def figure_names(task: Task) -> tuple[str, ...]:
-    """Return what the figures of a task will be called, none for a pretext task; nothing is built."""
-    if isinstance(task, Classification):
-        return "accuracy", "balanced_accuracy", "macro_f1", "ece"
-    if isinstance(task, NumberTask):
+    @staticmethod
+    def names(task: "NumberTask") -> tuple[str, ...]:
+        """Return what the figures of a task will be called."""
         kinds = ("mae", "ccc") if task.concordance else ("mae",)
         named = [f"{kind}_{label}" for kind in kinds for label in task.labels]
         return (*named, *kinds) if task.one_unit else tuple(named)
-    return ()
-
-
-def build_metrics(tasks: Sequence[Task], device: torch.device, ranks: Ranks) -> dict[str, TaskMetrics]:
-    """Build the figures of every supervised task, by its name."""
-    metrics: dict[str, TaskMetrics] = {}
-    for task in tasks:
-        if isinstance(task, Classification):
-            metrics[task.name] = ClassificationMetrics(task, device)
-        elif isinstance(task, NumberTask):
-            metrics[task.name] = NumberMetrics(task, device, ranks)
-    return metrics
 
 
 def confusion_figures(confusion: NDArray[np.int64]) -> dict[str, float]:

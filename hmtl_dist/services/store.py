@@ -14,7 +14,7 @@ DATABASE = "services/mlflow/mlflow.db"
 
 def known_mlflow() -> TrackingConfig:
     """Return the MLflow of MLFLOW_TRACKING_URI; else the local services' if they run, else the home's database."""
-    from hmtl_dist.services import running
+    from hmtl_dist.services.registry import running
 
     if not os.environ.get("MLFLOW_TRACKING_URI") and (local := running(home())):
         return TrackingConfig(uri=local.tracking_uri)
