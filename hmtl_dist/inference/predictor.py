@@ -1,10 +1,11 @@
 """A trained model that answers pictures, whatever form they come in."""
 
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -69,30 +70,30 @@ class Predictor:
         params = self._transform.draw(0, np.zeros(1, dtype=np.int64))
         self._transform.picture(encoded, params[0], out)
 
-    def read(self, pictures: Sequence[Any]) -> NDArray[np.uint8]:
+    def read(self, pictures: Iterable[Any], first: int = 0) -> NDArray[np.uint8]:
         """Read pictures in whatever form they come: uint8 `[N, H, W, 3]`.
 
         Args:
-            pictures: Each the path of a JPEG or PNG file, a whole file as bytes or base64 text, or RGB pixels
+            pictures: Each the path of a JPEG or PNG file (`Path`), a whole file as bytes or base64 text, or RGB pixels
                 `[H, W, 3]` of the model's size, as an array or nested lists.
+            first: Number of the first one, for errors.
 
         Raises:
-            UserError: One of them is none of these; names it by its number, and a file by its path.
+            UserError: One of them is none of these; names a file by its path, another one by its number.
         """
-        out = self.empty(len(pictures))
-        for number, (picture, row) in enumerate(zip(pictures, out, strict=True)):
+        given = [*_several(pictures)]
+        out = self.empty(len(given))
+        for number, (picture, row) in enumerate(zip(given, out, strict=True), first):
+            name = str(picture) if isinstance(picture, Path) else f"picture {number}"
             try:
-                if isinstance(picture, Path):
-                    self.decode_into(_bytes_of(picture), row)
-                    continue
-                if isinstance(picture, str | bytes):
-                    self.decode_into(b64decode(picture, validate=True) if isinstance(picture, str) else picture, row)
+                if isinstance(picture, Path | str | bytes):
+                    self.decode_into(_encoded(picture), row)
                     continue
                 pixels = np.asarray(picture)
             except (DecodeError, ValueError) as error:
-                raise UserError(f"picture {number}: {error}; give a JPEG or PNG file, or RGB pixels") from error
+                raise UserError(f"{name}: {error}; give a JPEG or PNG file, or RGB pixels") from error
             if pixels.shape != row.shape or pixels.dtype.kind not in "iu" or not ((pixels >= 0) & (pixels < 256)).all():
-                raise UserError(f"picture {number}: {pixels.dtype} {pixels.shape}; give uint8 {row.shape}")
+                raise UserError(f"{name}: {pixels.dtype} {pixels.shape}; give uint8 {row.shape}")
             row[:] = pixels
         return out
 
@@ -136,11 +137,11 @@ class Predictor:
             return {task: torch.empty(0, len(head.names)) for task, head in self.info.tasks.items()}
         return {task: torch.cat([part[task] for part in parts]) for task in self.info.tasks}
 
-    def predict(self, pictures: NDArray[np.uint8] | Sequence[Any]) -> dict[str, NDArray[np.float64]]:
+    def predict(self, pictures: NDArray[np.uint8] | Iterable[Any]) -> dict[str, NDArray[np.float64]]:
         """Predict from pictures, each taken as the face: no face is looked for.
 
         Args:
-            pictures: RGB pixels of the model's size, uint8 `[N, H, W, 3]`, or a list of whatever `read` takes.
+            pictures: RGB pixels of the model's size, uint8 `[N, H, W, 3]`, or whatever `read` takes, a batch at a time.
 
         Returns:
             `[N]` values by column: class probabilities (`TASK.CLASS`), and numbers in their labels' units
@@ -149,23 +150,51 @@ class Predictor:
         Raises:
             UserError: There is a picture that cannot be read, or pixels of another size.
         """
-        if not isinstance(pictures, np.ndarray):
-            pictures = self.read(pictures)
-        size = self.info.image_size
-        if pictures.ndim != 4 or pictures.shape[1:] != (size, size, 3) or pictures.dtype != np.uint8:
-            raise UserError(f"pictures: {pictures.dtype} {pictures.shape}; give uint8 (N, {size}, {size}, 3)")
-        images = torch.as_tensor(pictures, device=self._device).permute(0, 3, 1, 2)
         answers: list[Tensor] = []
-        for begin in range(0, len(images), MAX_BATCH):
-            answered = self.answer(images[begin : begin + MAX_BATCH].float() / 255)
+        for pixels in self._batches(pictures):
+            images = torch.as_tensor(pixels, device=self._device).permute(0, 3, 1, 2)
+            answered = self.answer(images.float() / 255)
             answers.append(torch.cat([answered[task] for task in self.info.tasks], dim=1))
         columns = output_columns(self.info)
         table = torch.cat(answers).double().cpu().numpy() if answers else np.empty((0, len(columns)))
         return {name: table[:, i] for i, name in enumerate(columns)}
 
+    def _batches(self, pictures: NDArray[np.uint8] | Iterable[Any]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the pixels of at most `MAX_BATCH` pictures at a time."""
+        size = self.info.image_size
+        if isinstance(pictures, np.ndarray):
+            pictures = cast("NDArray[np.uint8]", pictures)  # as far as it can be known before it is looked at
+            if pictures.ndim != 4 or pictures.shape[1:] != (size, size, 3) or pictures.dtype != np.uint8:
+                raise UserError(f"pictures: {pictures.dtype} {pictures.shape}; give uint8 (N, {size}, {size}, 3)")
+            yield from (pictures[begin : begin + MAX_BATCH] for begin in range(0, len(pictures), MAX_BATCH))
+            return
+        given, first = iter(_several(pictures)), 0
+        while chunk := [*islice(given, MAX_BATCH)]:
+            yield self.read(chunk, first)
+            first += len(chunk)
 
-def _bytes_of(path: Path) -> bytes:
+
+def _several(pictures: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(pictures, str | bytes | Path):
+        raise UserError("one picture alone was given; give a list of them, such as [pathlib.Path('photo.jpg')]")
+    return pictures
+
+
+def _encoded(picture: Path | str | bytes) -> bytes:
+    """Return the bytes of a picture file.
+
+    Raises:
+        UserError: The file cannot be read.
+        ValueError: The text is not base64.
+    """
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, str):
+        try:
+            return b64decode(picture, validate=True)
+        except ValueError as error:
+            raise ValueError(f"'{picture[:40]}' is no file in base64, and a path is a pathlib.Path") from error
     try:
-        return path.read_bytes()
+        return picture.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise UserError(f"{picture}: {(error.strerror or str(error)).lower()}") from error

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -85,6 +85,8 @@ def load_weights(run: str, weights: Weights | None = None) -> Chosen:
     Raises:
         UserError: There is no such run or checkpoint, or it has no such weights.
     """
+    if weights is not None and weights not in get_args(Weights):
+        raise UserError(f"weights: given '{weights}', allowed are {', '.join(get_args(Weights))}")
     checkpoint, state, extras, manifest = load_run(run)
     if weights == "best":
         checkpoint = _best_of(checkpoint, manifest)

@@ -118,8 +118,8 @@ def stored_model(source: str, tracking: TrackingConfig) -> Generator[Path | None
     if source.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="hmtl-model-") as work:
             yield download_version(tracking, find_version(tracking, source), Path(work))
-    elif "://" not in source and is_model(Path(source)):
-        yield Path(source)
+    elif "://" not in source and is_model(Path(source).expanduser()):
+        yield Path(source).expanduser()
     else:
         yield None
 
@@ -134,6 +134,8 @@ def model_folder(source: str, tracking: TrackingConfig, weights: Weights | None 
     with stored_model(source, tracking) as folder, tempfile.TemporaryDirectory(prefix="hmtl-model-") as work:
         if folder is None:
             load_trained(source, weights).write(Path(work))
+        elif weights is not None:
+            raise UserError(f"weights {weights}: {source} holds one kind only; give the run to choose")
         yield folder or Path(work)
 
 

@@ -3,11 +3,11 @@
 import os
 
 from hmtl_dist.data.schema import IndexHeader
-from hmtl_dist.data.selection import open_evaluation, open_training
+from hmtl_dist.data.selection import open_training
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import PretextConfig, Task
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.train.saving import check_fields
+from hmtl_dist.train.streams import evaluation_of
 
 
 def check_data(config: RunConfig) -> None:
@@ -25,8 +25,7 @@ def check_data(config: RunConfig) -> None:
     whole = data.model_copy(update={"subset": 1.0, "folds": None, "fold": 0, "balance": None})
     training = open_training(whole).header
     if data.folds is None:
-        fields = dict(training.fields) if data.mix or data.eval_url else None
-        check_fields(training.fields, open_evaluation(whole, fields).header.fields, f"split {data.eval_split}")
+        evaluation_of(config.model_copy(update={"data": whole}), training.fields)
     supervised_tasks(config, training)
 
 

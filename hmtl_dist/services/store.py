@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from hmtl_dist.config.io import home
 from hmtl_dist.errors import UserError
+from hmtl_dist.services.registry import running
 from hmtl_dist.tracking.config import TrackingConfig
 
 DATABASE = "services/mlflow/mlflow.db"
@@ -14,8 +15,6 @@ DATABASE = "services/mlflow/mlflow.db"
 
 def known_mlflow() -> TrackingConfig:
     """Return the MLflow of MLFLOW_TRACKING_URI; else the local services' if they run, else the home's database."""
-    from hmtl_dist.services.registry import running
-
     if not os.environ.get("MLFLOW_TRACKING_URI") and (local := running(home())):
         return TrackingConfig(uri=local.tracking_uri)
     return TrackingConfig()

@@ -99,10 +99,6 @@ class SupervisedTask(Task):
     """The labels it predicts, in the order of its outputs."""
 
     @abstractmethod
-    def predictions(self, output: Tensor) -> Tensor:
-        """Turn the head's output `[B, out_features]` into what a person reads, in the units of the labels."""
-
-    @abstractmethod
     def reading(self) -> HeadOutput:
         """Say how a stored model reads the head's output."""
 
@@ -124,6 +120,10 @@ class SupervisedTask(Task):
     @abstractmethod
     def metrics(self, device: torch.device, ranks: Ranks) -> TaskMetrics:
         """Return what counts the figures of an evaluation."""
+
+    @abstractmethod
+    def figure_names(self) -> tuple[str, ...]:
+        """Return what these figures will be called; nothing is built for it."""
 
     def prepare(self, inputs: Inputs) -> Prepared:
         """Add nothing: pictures and targets are in the batch already."""
@@ -199,10 +199,6 @@ class Classification(SupervisedTask):
         self._class_weights = moved(self._class_weights, valid_B.device)
         return targets_B, valid_B, valid_B * self._class_weights[targets_B]
 
-    def predictions(self, output: Tensor) -> Tensor:
-        """Number of the most probable class, int64 `[B]`."""
-        return output.argmax(1)
-
     def reading(self) -> HeadOutput:
         """Probabilities of the classes."""
         return HeadOutput(type="classification", names=self.classes)
@@ -237,6 +233,10 @@ class NumberTask(SupervisedTask):
     """Whether the labels share a unit, so that the mean of their figures says something."""
     concordance = False
     """Whether the concordance of predictions and labels is a figure of this task."""
+
+    @abstractmethod
+    def predictions(self, output: Tensor) -> Tensor:
+        """Turn the head's output `[B, out_features]` into numbers in the units of the labels, `[B, R]`."""
 
     def targets(self, labels: Mapping[str, Tensor]) -> Tensor:
         """Return the numbers to be predicted, float `[B, R]`; NaN is what counts nowhere."""

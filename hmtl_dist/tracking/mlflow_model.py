@@ -48,7 +48,7 @@ class FaceModel(PythonModel):
         for cell in given[PICTURE] if isinstance(given, pd.DataFrame) else given:
             # MLflow makes a single row of a column of texts that it got as a dictionary
             pictures += cell if isinstance(cell, list) and cell and isinstance(cell[0], str) else [cell]
-        return pd.DataFrame(self._predictor.predict(self._predictor.read(pictures)))
+        return pd.DataFrame(self._predictor.predict(pictures))
 
 
 set_model(FaceModel())

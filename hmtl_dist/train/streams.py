@@ -47,9 +47,10 @@ def evaluation_of(config: RunConfig, fields: Mapping[str, Field]) -> Selection:
     Raises:
         UserError: The data cannot be read, or holds other labels.
     """
-    elsewhere = config.data.mix or config.data.eval_url  # a set that need not have all of these labels
-    selection = open_evaluation(config.data, dict(fields) if elsewhere else None)
-    check_fields(fields, selection.header.fields, config.data.eval_url or config.data.url)
+    data = config.data
+    elsewhere = data.mix or data.eval_url  # a set that need not have all of these labels
+    selection = open_evaluation(data, dict(fields) if elsewhere else None)
+    check_fields(fields, selection.header.fields, f"{data.eval_url or data.url}, split {selection.header.split}")
     return selection
 
 

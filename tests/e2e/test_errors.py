@@ -278,7 +278,7 @@ def test_evaluating_on_data_with_other_classes(recipe: Path, tmp_path: Path) -> 
     assert CliRunner().invoke(app, ["train", str(recipe), "name=mine"]).exit_code == 0
     message = fails("evaluate", "mine", "--data", tmp_path / "other")
     assert message.startswith(
-        f"{tmp_path}/other: label 'expression' is one of glad, sad there, the model is trained on "
+        f"{tmp_path}/other, split val: label 'expression' is one of glad, sad there, the model is trained on "
     )
 
 

@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import hmtl_dist
 from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.export.folder import open_model
@@ -68,6 +71,20 @@ def test_a_run_answers_as_its_export(model: Path, pictures: Path) -> None:
     exported = list(predict_files(open_model(model), files))
     with predictor_of("tiny", TrackingConfig()) as predictor:
         assert list(predict_files(predictor, files)) == exported
+
+
+def test_a_run_is_loaded_by_its_name_and_leaves_the_callers_random_numbers_alone(model: Path, pictures: Path) -> None:
+    torch.manual_seed(5)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
+    expected = torch.rand(3)
+    torch.manual_seed(5)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
+    loaded = hmtl_dist.load("tiny")
+    assert torch.equal(torch.rand(3), expected)
+    answers, exported = (one.predict([pictures / "002.png"]) for one in (loaded, hmtl_dist.load(model)))
+    assert {name: values.tolist() for name, values in answers.items()} == {
+        name: values.tolist() for name, values in exported.items()
+    }
+    with pytest.raises(UserError, match="weights: given 'bset', allowed are last, ema, best"):
+        hmtl_dist.load("tiny", weights=cast("Any", "bset"))
 
 
 def test_pictures_are_read_from_s3(model: Path, pictures: Path, s3_env: S3Server) -> None:

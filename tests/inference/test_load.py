@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -68,7 +68,33 @@ def test_what_is_no_picture_and_what_is_no_model_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.jpg: no such file or directory"):
         model.predict([folder / "gone.jpg"])
     (folder / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match=r"picture 1: .*give a JPEG or PNG file"):
+    with pytest.raises(UserError, match=r"notes\.txt: .*give a JPEG or PNG file"):
         model.predict([folder / "photo.jpg", folder / "notes.txt"])
+    with pytest.raises(UserError, match=r"picture 70: .*give uint8"):
+        model.predict([*[folder / "photo.jpg"] * 70, np.zeros((3, 3, 3), np.uint8)])
     with pytest.raises(UserError, match="nowhere"):
         hmtl_dist.load("nowhere")
+
+
+@pytest.mark.parametrize("alone", ["photo.jpg", b"photo", Path("photo.jpg")])
+def test_one_picture_alone_is_told_to_be_given_in_a_list(folder: Path, alone: str | bytes | Path) -> None:
+    with pytest.raises(UserError, match="give a list of them"):
+        hmtl_dist.load(folder / "heavier").predict(cast(Any, alone))
+
+
+def test_a_path_as_text_is_told_how_to_be_given(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"picture 0: 'photo\.jpg' is no file in base64, and a path is a pathlib\.Path"):
+        hmtl_dist.load(folder / "heavier").predict(["photo.jpg"])
+
+
+def test_pictures_are_taken_from_any_iterable_and_none_are_none(folder: Path) -> None:
+    model = hmtl_dist.load(folder / "heavier")
+    assert [len(values) for values in model.predict(folder.glob("*.jpg")).values()] == [1, 1, 1]
+    assert [len(values) for values in model.predict([]).values()] == [0, 0, 0]
+
+
+def test_a_stored_model_has_one_kind_of_weights_and_a_device_must_be_there(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"weights best: .*heavier holds one kind only"):
+        hmtl_dist.load(folder / "heavier", weights="best")
+    with pytest.raises(UserError, match="device 'toaster' cannot be used"):
+        hmtl_dist.load(folder / "heavier", device="toaster")
