@@ -24,7 +24,7 @@ from hmtl_dist.launch.place import run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.registry import start_services, stop_services
 from hmtl_dist.tracking.config import resolve
-from hmtl_dist.tracking.mlflow import create_run
+from hmtl_dist.tracking.runs import create_run
 from hmtl_dist.train.base import Listener, Outcome, Place, RunContext
 
 RESULT = "whole_run.json"

@@ -136,7 +136,7 @@ def _records() -> Check:
             return Check("mlflow", "warn", "MLFLOW_TRACKING_URI is not set", "set it for the nodes, or tracking.uri")
         return check
     from hmtl_dist.tracking.config import TrackingConfig
-    from hmtl_dist.tracking.mlflow import MlflowSink
+    from hmtl_dist.tracking.sink import MlflowSink
 
     if MlflowSink(TrackingConfig(timeout_seconds=5.0)).answers():
         return check

@@ -89,7 +89,7 @@ def _tell(request: "Request", outcome: "Outcome", console: "Console") -> None:
         console.say(f"winner     trial {outcome.best.number}: {metric} {outcome.best.figures[metric]:.4f}")
     values = [figures[metric] for figures in outcome.retrained.values() if metric in figures]
     if values:
-        from hmtl_dist.tune.sweep import spread
+        from hmtl_dist.tune.results import spread
 
         console.say(f"again      {spread(values)}")
     if outcome.model:

@@ -15,7 +15,7 @@ from hmtl_dist.launch.record import Record, begin_recording, check_place, read_r
 from hmtl_dist.launch.sync import undelivered
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import Recording, resolve
-from hmtl_dist.tracking.mlflow import finish_run, record_figures, run_url
+from hmtl_dist.tracking.runs import finish_run, record_figures, run_url
 from hmtl_dist.train.base import Callback, Listener, Outcome, Progress, RunContext
 from hmtl_dist.train.saving import check_changes, checkpoints_folder, read_entries
 

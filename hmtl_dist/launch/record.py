@@ -16,7 +16,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import Recording
 from hmtl_dist.tracking.facts import code_tags
-from hmtl_dist.tracking.mlflow import create_run
+from hmtl_dist.tracking.runs import create_run
 from hmtl_dist.train.base import RunContext
 from hmtl_dist.train.saving import checkpoints_folder, read_config, saved_config
 

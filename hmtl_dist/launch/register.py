@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hmtl_dist.launch.models import load_trained
 from hmtl_dist.tracking.config import TrackingConfig
-from hmtl_dist.tracking.mlflow import record_model
+from hmtl_dist.tracking.logged_model import record_model
 
 
 def register_run(run: str, tracking: TrackingConfig, run_id: str, *, name: str, alias: str) -> str:

@@ -12,8 +12,9 @@ from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import resolve, tracking_uri
 from hmtl_dist.tracking.delivery import waiting
 from hmtl_dist.tracking.jsonl import JOURNAL
-from hmtl_dist.tracking.mlflow import MlflowSink, deliver_rest, run_url
 from hmtl_dist.tracking.redact import redact
+from hmtl_dist.tracking.runs import run_url
+from hmtl_dist.tracking.sink import MlflowSink, deliver_rest
 from hmtl_dist.train.base import RunContext
 
 

@@ -19,7 +19,8 @@ from hmtl_dist.reproduce.table import Line, as_csv, as_figures, build_table
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import PARENT, TrackingConfig, resolve
 from hmtl_dist.tracking.facts import code_tags
-from hmtl_dist.tracking.mlflow import create_run, open_tracker
+from hmtl_dist.tracking.runs import create_run
+from hmtl_dist.tracking.sink import open_tracker
 
 DATASET_FILE = "dataset.json"
 PARENT_FILE = "parent.txt"

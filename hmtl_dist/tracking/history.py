@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.tracking.client import answering, open_client
 from hmtl_dist.tracking.config import PARENT, TrackingConfig, tracking_uri
-from hmtl_dist.tracking.mlflow import answering, last_steps, open_client, pictures_of
 from hmtl_dist.tracking.redact import redact
+from hmtl_dist.tracking.sink import last_steps, pictures_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.tracking.client import answering, open_client
 from hmtl_dist.tracking.config import TrackingConfig, tracking_uri
-from hmtl_dist.tracking.mlflow import answering, open_client
 from hmtl_dist.tracking.redact import first_line, redact
 
 SCHEME = "models:/"

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hmtl_dist.tracking.client import answering, open_client
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.history import History, RecordedRun, told_figures
-from hmtl_dist.tracking.mlflow import answering, open_client
 
 _PREFIX = "mlflow.sharedViewState."
 _SECTIONS = {"eval": "Evaluation", "train": "Training", "pictures": "Pictures"}

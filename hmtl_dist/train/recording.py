@@ -13,8 +13,8 @@ from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tracking.base import Tracker
 from hmtl_dist.tracking.facts import code_tags, versions
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.tracking.mlflow import open_tracker
 from hmtl_dist.tracking.plots import draw_learning_curves, read_curves, write_confusion_matrix
+from hmtl_dist.tracking.sink import open_tracker
 from hmtl_dist.train.base import Place
 from hmtl_dist.train.evaluate import Evaluation
 from hmtl_dist.train.origin import origin_of

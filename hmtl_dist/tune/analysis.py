@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hmtl_dist.tune.ledger import Record
-from hmtl_dist.tune.space import Mode, Space
+from hmtl_dist.tune.sections import Mode
+from hmtl_dist.tune.space import Space
 from hmtl_dist.tune.suggest import build_study, quiet, values_of
 
 FEWEST = 4

@@ -14,7 +14,8 @@ from hmtl_dist.config.io import Tree, flatten, home, read_recipe
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.jsonl import JOURNAL, read_events
-from hmtl_dist.tune.space import Asha, Space
+from hmtl_dist.tune.sections import Asha
+from hmtl_dist.tune.space import Space
 from hmtl_dist.tune.trials import Recipe, Trial, check_space, fitted, overrides_of, sweep_settings
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from hmtl_dist.tune.actor import PARAMS, STEP
 from hmtl_dist.tune.book import Book
 from hmtl_dist.tune.distributions import Choice, LogUniform, Uniform
 from hmtl_dist.tune.ledger import Record
-from hmtl_dist.tune.space import Asha, Median, Pb2, Pbt, Space
+from hmtl_dist.tune.sections import Asha, Median, Pb2, Pbt
+from hmtl_dist.tune.space import Space
 
 
 def make_scheduler(space: Space, steps_per_epoch: int, book: Book) -> TrialScheduler:

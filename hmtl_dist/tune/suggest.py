@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hmtl_dist.errors import UserError
 from hmtl_dist.tune.distributions import Choice, Distribution, Fixed, LogUniform, Normal, QUniform, RandInt, is_active
 from hmtl_dist.tune.ledger import Record
-from hmtl_dist.tune.space import MAX_STARTUP, SearchConfig, Space
+from hmtl_dist.tune.sections import MAX_STARTUP, SearchConfig
+from hmtl_dist.tune.space import Space
 
 if TYPE_CHECKING:
     import optuna

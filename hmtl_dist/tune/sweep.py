@@ -16,32 +16,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hmtl_dist.config.dialect import one_line
-from hmtl_dist.config.io import describe
-from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.lock import only_one
 from hmtl_dist.launch.ray_cluster import ray_cluster
-from hmtl_dist.launch.register import register_run
 from hmtl_dist.tracking.base import RunStatus
 from hmtl_dist.tracking.config import TrackingConfig, resolve
 from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.tracking.mlflow import create_run, finish_run, open_tracker, run_url, tag_run
+from hmtl_dist.tracking.runs import create_run, finish_run, run_url, tag_run
+from hmtl_dist.tracking.sink import open_tracker
 from hmtl_dist.train.background import in_thread
 from hmtl_dist.train.base import Progress
-from hmtl_dist.tune.analysis import best_so_far, importances, winner
+from hmtl_dist.tune.analysis import best_so_far, winner
 from hmtl_dist.tune.book import Book
 from hmtl_dist.tune.ledger import Ledger, Record, SweepState, changed
-from hmtl_dist.tune.page import as_csv, write_page
-from hmtl_dist.tune.request import Request, as_yaml
-from hmtl_dist.tune.space import Fifo, Space
-from hmtl_dist.tune.trials import Trial, run_name
+from hmtl_dist.tune.request import Request
+from hmtl_dist.tune.results import count, register_winner, write_results
+from hmtl_dist.tune.sections import Fifo
+from hmtl_dist.tune.space import Space
+from hmtl_dist.tune.trials import Trial
 
-CANDIDATE = "candidate"
-"""Alias of the winner's registered version."""
 SAVE_SECONDS = 15.0
 """How often the time spent is written down."""
 RETRAIN = "retrain"
@@ -217,7 +213,7 @@ class _Sweep:
     def _tell_parent(self) -> None:
         records = self._ledger.in_order()
         ended = [record for record in records if record.ended]
-        figures = {f"trials/{kind}": float(_count(ended, kind.upper())) for kind in ("finished", "pruned", "failed")}
+        figures = {f"trials/{kind}": float(count(ended, kind.upper())) for kind in ("finished", "pruned", "failed")}
         figures["images"] = float(sum(record.images for record in records))
         best = best_so_far(self.request.space, ended)
         if best is not None:
@@ -291,13 +287,15 @@ class _Sweep:
         """Write and record what came of the sweep."""
         records = self._ledger.in_order()
         best = winner(self.request.space, records)
-        files = self._write(records, best)
+        files = write_results(self.request, records, best, self._retrained_values())
         for file in files:
             self._journal.artifact(file)
         figures = self._retrained_figures()
         if figures:
             self._journal.metrics(figures, len([record for record in records if record.ended]))
-        model = None if best is None or stopped else self._register(best)
+        model = None
+        if best is not None and not stopped:
+            model = register_winner(self.request, self._tracking, best)
         return Outcome(
             records=records,
             best=best,
@@ -324,89 +322,6 @@ class _Sweep:
     def _retrained_values(self) -> list[float]:
         metric = self.request.space.metric
         return [figures[metric] for figures in self._state.retrained.values() if metric in figures]
-
-    def _write(self, records: Sequence[Record], best: Record | None) -> list[Path]:
-        """Write leaderboard, pictures, space and winner, here and into the sweep's folder."""
-        from hmtl_dist.tune.plots import draw_curves, draw_importances, draw_parallel, draw_pareto
-
-        request, space = self.request, self.request.space
-        told = [record for record in records if space.metric in record.figures]
-        pictures: dict[str, tuple[str, bytes]] = {}
-        if told:
-            pictures["learning_curves.png"] = ("Learning curves", draw_curves(space, told))
-            pictures["parallel_coordinates.png"] = ("Parallel coordinates", draw_parallel(space, told))
-            if found := importances(space, told):
-                pictures["importances.png"] = ("Parameter importances", draw_importances(found))
-            if space.second is not None:
-                pictures["pareto_front.png"] = ("Pareto front", draw_pareto(space, told))
-        facts = self._facts(records, best)
-        page = write_page(request.name, space, records, dict(pictures.values()), facts)
-        contents = {
-            "leaderboard.csv": as_csv(space, records).encode(),
-            "leaderboard.html": page.encode(),
-            "space.yaml": as_yaml(space).encode(),
-            **{name: data for name, (_, data) in pictures.items()},
-        }
-        if best is not None:
-            contents["best.yaml"] = self._best_yaml(best).encode()
-        request.home.mkdir(parents=True, exist_ok=True)
-        storage = open_storage(request.folder)
-        for name, data in contents.items():
-            (request.home / name).write_bytes(data)
-            if "://" in request.folder:
-                storage.write(name, data)
-        return [request.home / name for name in contents]
-
-    def _facts(self, records: Sequence[Record], best: Record | None) -> dict[str, str]:
-        space = self.request.space
-        images = sum(record.images for record in records)
-        whole = len(records) * self.request.steps[1] * self.request.config.data.batch_size * space.seeds
-        counts = [f"{_count(records, kind)} {kind.lower()}" for kind in ("FINISHED", "PRUNED", "FAILED", "STOPPED")]
-        share = f" ({images / whole:.0%} of all trials to their end)" if whole else ""
-        facts = {
-            "figure": f"{space.metric} ({space.mode})",
-            "trials": f"{len(records)}: {', '.join(count for count in counts if not count.startswith('0 '))}",
-            "search, schedule": f"{space.search.method}, {space.schedule.type}",
-            "pictures": f"{images:,}{share}",
-            "data digest": self.request.selection.header.digest,
-        }
-        if best is not None:
-            facts["winner"] = f"trial {best.number}: {best.figures[space.metric]:.4f}"
-        values = self._retrained_values()
-        if values:
-            facts["winner again"] = spread(values)
-        return facts
-
-    def _best_yaml(self, best: Record) -> str:
-        request = self.request
-        config = request.winning_config(best.params, request.seeds[0])
-        metric = request.space.metric
-        lines = [
-            f"# Trial {best.number} of the sweep '{request.name}': {metric} = {best.figures[metric]:.6g}.",
-            "# `hmtl-dist train best.yaml` trains it again: the same seed on the same kind of machine gives the same.",
-        ]
-        if len(request.seeds) > 1:
-            lines.append(f"# The figure is the mean over the seeds {', '.join(map(str, request.seeds))}.")
-        if best.adoptions:
-            lines[1] = "# Its values changed while it trained, so that no constant ones repeat it; these are the last."
-            for one in best.adoptions:
-                values = " ".join(f"{path}={one_line(value)}" for path, value in one.params.items())
-                lines.append(f"# From step {one.step}, with the weights of trial {one.donor}: {values}")
-        return "\n".join(lines) + "\n" + describe(config)
-
-    def _register(self, best: Record) -> str | None:
-        """Register the winner's model; that it cannot be is told, and spoils nothing."""
-        name, run_id = next(iter(best.runs.items()), ("", None))
-        if run_id is None or not self._tracking.enabled:
-            return None
-        run = run_name(self.request.name, best.number, 0)
-        folder = f"{self.request.folder.rstrip('/').removesuffix(self.request.name)}{run}"
-        registered = self.request.config.tracking.register_model or self.request.name
-        try:
-            return register_run(folder, self._tracking, run_id, name=registered, alias=CANDIDATE)
-        except UserError as error:
-            print(f"{name}: {error}", flush=True)  # noqa: T201  (goes to the sweep's log)
-            return None
 
     def close(self, status: RunStatus) -> None:
         """End the parent run and write the time down."""
@@ -457,19 +372,3 @@ class _Notes:
             tag_run(self._tracking, run_id, tags)
             if failed:
                 finish_run(self._tracking, run_id, "FAILED")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Say the mean of several runs, with its 95 % interval by Student's t."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.4f} (one seed)"
-    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
-
-    quantile: Any = stdtrit(len(values) - 1, 0.975)
-    half = float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.4f} ± {half:.4f} ({len(values)} seeds, 95 %)"
-
-
-def _count(records: Sequence[Record], status: str) -> int:
-    return sum(record.status == status for record in records)

@@ -10,7 +10,8 @@ from hmtl_dist.config.io import Tree, check_tree, flatten
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tune.distributions import Fixed
-from hmtl_dist.tune.space import Asha, Median, Pb2, Pbt, Space, parse_space
+from hmtl_dist.tune.sections import Asha, Median, Pb2, Pbt
+from hmtl_dist.tune.space import Space, parse_space
 
 MAX_CHECKED = 200
 """Combinations of a grid that are checked before anything starts; the others are when their turn comes."""

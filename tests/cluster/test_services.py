@@ -10,7 +10,7 @@ import pytest
 
 from hmtl_dist.errors import UserError
 from hmtl_dist.tracking.config import TrackingConfig
-from hmtl_dist.tracking.mlflow import create_run
+from hmtl_dist.tracking.runs import create_run
 from tests.cluster.servers import Servers, answer, compose_servers, environment
 
 pytestmark = pytest.mark.nightly

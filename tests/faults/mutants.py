@@ -458,7 +458,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (75,),
         "launch/sync.py",
         "rest = deliver_rest(begun, folder, on_progress)",
-        "from hmtl_dist.tracking.mlflow import Rest\n\n        rest = Rest(0, 0) if deliver_rest else None",
+        "from hmtl_dist.tracking.sink import Rest\n\n        rest = Rest(0, 0) if deliver_rest else None",
         "faults/test_tracking.py::test_a_server_that_goes_away_is_delivered_to_by_sync",
         slow=True,
     ),
@@ -495,7 +495,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         (82,),
-        "tracking/mlflow.py",
+        "tracking/runs.py",
         'if client.get_run(run_id).info.status == "RUNNING":',
         "if False:",
         "tracking/test_mlflow.py::test_the_driver_ends_a_run_whose_workers_died",

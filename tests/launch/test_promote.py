@@ -19,7 +19,8 @@ from hmtl_dist.launch.models import TrainedModel, load_trained, predictor_of, re
 from hmtl_dist.launch.promote import judge, promote
 from hmtl_dist.launch.register import register_run
 from hmtl_dist.tracking.config import TrackingConfig
-from hmtl_dist.tracking.mlflow import create_run, record_model
+from hmtl_dist.tracking.logged_model import record_model
+from hmtl_dist.tracking.runs import create_run
 from tests.export import trained
 
 # MLflow's own `mlflow.types.responses` makes it warn of itself when `mlflow.pyfunc` is imported.

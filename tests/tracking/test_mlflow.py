@@ -18,7 +18,8 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.tracking import delivery
 from hmtl_dist.tracking.config import PARENT, Recording, TrackingConfig, resolve
 from hmtl_dist.tracking.jsonl import JOURNAL, Journal, read_events
-from hmtl_dist.tracking.mlflow import create_run, deliver_rest, finish_run, open_tracker, run_url
+from hmtl_dist.tracking.runs import create_run, finish_run, run_url
+from hmtl_dist.tracking.sink import deliver_rest, open_tracker
 from tests.servers import OwnMLflow
 
 NOBODY = "http://127.0.0.1:9"

@@ -28,7 +28,8 @@ from hmtl_dist.tasks.puzzling import PuzzlingConfig
 from hmtl_dist.tasks.registry import build_tasks
 from hmtl_dist.tasks.supervised import ClassificationConfig, NumberTask, RegressionConfig
 from hmtl_dist.tracking.config import Recording, TrackingConfig, resolve
-from hmtl_dist.tracking.mlflow import create_run, open_tracker
+from hmtl_dist.tracking.runs import create_run
+from hmtl_dist.tracking.sink import open_tracker
 
 # MLflow's own `mlflow.types.responses` makes it warn of itself when `mlflow.pyfunc` is imported.
 pytestmark = [

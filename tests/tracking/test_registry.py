@@ -14,8 +14,9 @@ from hmtl_dist.tasks.base import CLEAN
 from hmtl_dist.tasks.registry import build_tasks
 from hmtl_dist.tasks.supervised import ClassificationConfig
 from hmtl_dist.tracking.config import TrackingConfig
-from hmtl_dist.tracking.mlflow import create_run, record_model
+from hmtl_dist.tracking.logged_model import record_model
 from hmtl_dist.tracking.registry import NoSuchVersionError, download_version, find_version, move_alias
+from hmtl_dist.tracking.runs import create_run
 
 pytestmark = pytest.mark.nightly
 

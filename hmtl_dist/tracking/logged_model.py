@@ -1,0 +1,121 @@
+"""A trained model's folder as an MLflow model: code and safetensors, never a pickle."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hmtl_dist.errors import UserError
+from hmtl_dist.tracking.client import open_client
+from hmtl_dist.tracking.config import TrackingConfig
+from hmtl_dist.tracking.redact import first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PACKAGES = (
+    *("mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "pydantic"),
+    *("safetensors", "simplejpeg", "timm", "torch", "torchvision"),
+)
+"""What an MLflow model of ours needs where it is served, besides our own code, which travels with it."""
+
+
+def record_model(config: TrackingConfig, run_id: str, folder: Path) -> str:
+    """Record a model's folder in a run that has ended, and return the id of the MLflow model.
+
+    With `tracking.register_model` it becomes a registered version, and the alias moves to it.
+
+    Raises:
+        UserError: MLflow does not answer, or refuses.
+    """
+    try:
+        return log_model(open_client(config), config, run_id, folder)
+    except Exception as error:
+        raise UserError(f"the model of run {run_id} cannot be recorded in MLflow: {first_line(error)}") from error
+
+
+def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folder: Path) -> str:
+    """Make an MLflow model of a folder written by `inference.folder.write_model` and return its id.
+
+    The model is code and safetensors (never a pickle), has a signature and an input example, and brings our own code
+    along. With `tracking.register_model` it becomes a new registered version, to which the alias moves. Done twice
+    with the same weights, the first model stays.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    from hmtl_dist.inference.folder import model_digest
+
+    run = client.get_run(run_id)
+    digest = model_digest(folder)
+    model_id = _logged_model(client, run, digest)
+    if model_id is None:
+        logged = client.create_logged_model(
+            run.info.experiment_id, name="model", source_run_id=run_id, tags={"digest": digest}
+        )
+        model_id = logged.model_id
+        with tempfile.TemporaryDirectory() as work:
+            _save_pyfunc(Path(work) / "model", folder, run_id=run_id, model_id=model_id, uri=logged.artifact_location)
+            client.log_model_artifacts(model_id, str(Path(work) / "model"))
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        client.finalize_logged_model(model_id, "READY")
+    if config.register_model:
+        _register(client, config.register_model, config.register_alias, run_id, model_id)
+    return model_id
+
+
+def _logged_model(client: "MlflowClient", run: "Run", digest: str) -> str | None:
+    from mlflow.entities import LoggedModelStatus
+
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    for model in models:
+        if model.tags.get("digest") == digest and model.status == LoggedModelStatus.READY:
+            return model.model_id
+    return None
+
+
+def _save_pyfunc(target: Path, folder: Path, *, run_id: str, model_id: str, uri: str) -> None:
+    from base64 import b64encode
+    from importlib.metadata import version
+
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
+
+    from hmtl_dist.inference.folder import example_picture
+    from hmtl_dist.inference.info import output_columns, read_info
+
+    info = read_info(folder)
+    # Any type: a column of bytes would refuse pixels, and one of tensors would refuse files.
+    pictures = Schema([ColSpec(AnyType(), name="picture")])
+    table = Schema([ColSpec(DataType.double, name) for name in output_columns(info)])
+    package = Path(__file__).parents[1]
+    mlflow.pyfunc.save_model(
+        str(target),
+        python_model=str(Path(__file__).with_name("mlflow_model.py")),
+        artifacts={"model": str(folder)},
+        code_paths=[str(package)],
+        signature=ModelSignature(inputs=pictures, outputs=table),
+        input_example={"picture": b64encode(example_picture(info)).decode()},
+        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in PACKAGES],
+        mlflow_model=Model(artifact_path=uri, model_uuid=model_id, run_id=run_id, model_id=model_id),
+    )
+
+
+def _register(client: "MlflowClient", name: str, alias: str, run_id: str, model_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        client.create_registered_model(name)
+    source = f"models:/{model_id}"
+    if not client.tracking_uri.startswith("http"):
+        # A database has no server to look the id up, and MLflow looks in the address of the environment instead.
+        source = client.get_logged_model(model_id).artifact_location
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    known = next((v for v in versions if v.source == source), None)
+    version = known or client.create_model_version(name, source, run_id=run_id, model_id=model_id)
+    client.set_registered_model_alias(name, alias, version.version)
