@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.peer_loaders import numbers_of, signed
 from hmtl_dist.augment import AugmentConfig, GeometricTransform
-from hmtl_dist.data.shards import open_index
+from hmtl_dist.data.dataset.index import open_index
 from hmtl_dist.model.backbone import import_timm
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -18,8 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from hmtl_dist.data.build import BuildSettings, build
-from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from tests.faults import proxy as faults
 from tests.faults.chaos import Command, Servers, Victim, events
 from tests.servers import S3Server

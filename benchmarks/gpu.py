@@ -22,7 +22,7 @@ import torch
 from benchmarks.machine import describe, spread
 from benchmarks.recipe_cost import batch, build, operations
 from hmtl_dist.config.io import load_tree
-from hmtl_dist.data.stream import Batch
+from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.inputs import Feed, InputMaker, copier_of
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.loader import draw_faces
 from benchmarks.machine import describe, spread
-from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.shards import open_index
-from hmtl_dist.data.tables import encode_table
+from hmtl_dist.data.dataset.index import open_index
+from hmtl_dist.data.dataset.tables import encode_table
+from hmtl_dist.data.stream.plan import Plan
 
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**9)
 STREAMED = 10**6
@@ -108,7 +108,7 @@ def look(url: str) -> dict[str, float]:
     from benchmarks.peak import Peak
     from hmtl_dist.augment import AugmentConfig, GeometricTransform
     from hmtl_dist.data.config import DataConfig
-    from hmtl_dist.data.stream import Stream
+    from hmtl_dist.data.stream.batches import Stream
 
     transform = GeometricTransform(AugmentConfig(preset="strong"), 224, {}, 0, train=True)
     config = DataConfig(url=url, image_size=224, num_workers=2)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hmtl_dist.augment import AugmentConfig
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.inference.folder import load_model, write_model
 from hmtl_dist.inference.info import read_info
 from hmtl_dist.inference.model import InferenceModel

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from benchmarks.local_s3 import local_s3
 from hmtl_dist.augment import AugmentConfig, GeometricTransform
-from hmtl_dist.data.build import BuildSettings, build
 from hmtl_dist.data.config import DataConfig
-from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.shards import ShardIndex, open_index
-from hmtl_dist.data.stream import Stream
-from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.dataset.index import ShardIndex, open_index
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.stream.batches import Stream
+from hmtl_dist.data.stream.plan import Plan
 
 WARM_UP_STEPS = 4
 

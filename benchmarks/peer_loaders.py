@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from benchmarks.local_s3 import IDENTITY
 from hmtl_dist.augment import AugmentConfig, GeometricTransform
 from hmtl_dist.data.config import CacheConfig, DataConfig
-from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.shards import ShardIndex, open_index
-from hmtl_dist.data.stream import Stream, preload_workers
+from hmtl_dist.data.dataset.index import ShardIndex, open_index
+from hmtl_dist.data.stream.batches import Stream, preload_workers
+from hmtl_dist.data.stream.plan import Plan
 
 URL = "s3://bench/faces"
 Batches = Iterator[tuple[Any, NDArray[np.int64]]]

@@ -43,7 +43,7 @@ from benchmarks.local_s3 import local_s3
 from benchmarks.machine import describe, spread
 from benchmarks.peak import Peak
 from benchmarks.peer_loaders import LOADERS, URL, Task, set_up
-from hmtl_dist.data.shards import open_index
+from hmtl_dist.data.dataset.index import open_index
 from hmtl_dist.data.storage import open_storage
 from hmtl_dist.services.process import free_ports
 

@@ -15,8 +15,8 @@ import torch.multiprocessing as mp
 
 from benchmarks.local_s3 import local_s3
 from hmtl_dist.config.io import load_tree
-from hmtl_dist.data.build import BuildSettings, build
-from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.base import SilentTracker
 from hmtl_dist.train.base import Place, Progress, RunContext

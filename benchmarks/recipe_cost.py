@@ -22,7 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmtl_dist.config.io import load_tree
-from hmtl_dist.data.schema import Field, IndexHeader
+from hmtl_dist.data.dataset.schema import Field, IndexHeader
 from hmtl_dist.engine import build_engine
 from hmtl_dist.engine.base import Engine
 from hmtl_dist.run_config import RunConfig

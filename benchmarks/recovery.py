@@ -30,9 +30,9 @@ from pathlib import Path
 import psutil
 
 from hmtl_dist.config.io import home, load_tree
-from hmtl_dist.data.build import BuildSettings, build
-from hmtl_dist.data.stream import Batch
-from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.launch.place import run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.registry import start_services, stop_services

@@ -32,7 +32,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.ranks import run_ranks
 from benchmarks.scale import World, simulate
-from hmtl_dist.data.shards import ShardIndex, open_index
+from hmtl_dist.data.dataset.index import ShardIndex, open_index
 from hmtl_dist.model.backbone import import_timm
 from hmtl_dist.train.loop import Run, Share, train
 from hmtl_dist.train.worker import Trainee

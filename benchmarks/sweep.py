@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hmtl_dist.data.build import BuildSettings, build
-from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.services.registry import start_services, stop_services
 
 METRIC = "eval/expression/accuracy"

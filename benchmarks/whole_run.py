@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 
 from hmtl_dist.config.io import load_tree
-from hmtl_dist.data.build import BuildSettings, build
-from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.launch.place import run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.registry import start_services, stop_services

@@ -134,7 +134,7 @@ def test_copy_that_fails_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: p
     def full(_: int) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("hmtl_dist.data.storage_local.os.fsync", full)
+    monkeypatch.setattr("hmtl_dist.data.storage.local.os.fsync", full)
     code, _, err = run("spaces", "cp", "task_weights", str(tmp_path / "mine.yaml"))
     assert (code, list(tmp_path.iterdir())) == (2, [])
     assert f"no space is left for {tmp_path}/mine.yaml" in err

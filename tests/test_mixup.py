@@ -14,8 +14,8 @@ from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.augment.mixing import Mix, draw_mix
 from hmtl_dist.config.io import load_tree
 from hmtl_dist.data.config import DataConfig
-from hmtl_dist.data.shards import ShardIndex
-from hmtl_dist.data.stream import Stream
+from hmtl_dist.data.dataset.index import ShardIndex
+from hmtl_dist.data.stream.batches import Stream
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Inputs, SingleRank
@@ -24,7 +24,7 @@ from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
 from hmtl_dist.tasks.supervised import Classification, ClassificationConfig
 from hmtl_dist.tasks.weighting import WeightingConfig
 from hmtl_dist.train.inputs import InputMaker
-from tests.data.streaming import Resize, make_plan, make_set
+from tests.data.stream.streaming import Resize, make_plan, make_set
 from tests.tasks.batches import DEVICES, make_inputs
 from tests.tasks.reference import Array, check_loss, log_softmax
 

@@ -25,8 +25,8 @@ from hmtl_dist.cli.data_catalog import (
 from hmtl_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from hmtl_dist.data.build import BuildSettings
-    from hmtl_dist.data.catalog.base import Adapter
+    from hmtl_dist.data.dataset.adapter import Adapter
+    from hmtl_dist.data.dataset.build import BuildSettings
 
 app = typer.Typer(no_args_is_help=True)
 build = typer.Typer(cls=data_catalog.CatalogueGroup, no_args_is_help=True)
@@ -67,10 +67,10 @@ def build_folder(  # noqa: PLR0913, PLR0917  # one parameter an option
     All pictures of a group (a person) fall to one split. Pictures and rows that cannot be used are left out and
     listed in OUT/rejected.csv.
     """
-    from hmtl_dist.data.build import BuildSettings
     from hmtl_dist.data.catalog.folder import FolderAdapter
-    from hmtl_dist.data.labels import parse_labels
-    from hmtl_dist.data.split import parse_split
+    from hmtl_dist.data.dataset.build import BuildSettings
+    from hmtl_dist.data.dataset.labels import parse_labels
+    from hmtl_dist.data.dataset.split import parse_split
 
     if not label:
         raise UserError("no label is named: give at least one, like --label expression or --label age:number:years")
@@ -103,9 +103,9 @@ def synth(  # noqa: PLR0913, PLR0917  # one parameter an option
     as_json: AsJson = False,
 ) -> None:
     """Draw faces with known expression, gender, age and pose, and build a data set of them."""
-    from hmtl_dist.data.build import BuildSettings
-    from hmtl_dist.data.split import parse_split
-    from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+    from hmtl_dist.data.dataset.build import BuildSettings
+    from hmtl_dist.data.dataset.split import parse_split
+    from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 
     adapter = SyntheticAdapter(
         SyntheticSettings(samples=samples, identities=identities, image_size=image_size, seed=seed)
@@ -128,9 +128,9 @@ def index(
 
     Texts become categories and numbers become numbers; --label says otherwise where that is wrong.
     """
-    from hmtl_dist.data.foreign import index_shards
-    from hmtl_dist.data.labels import parse_labels
-    from hmtl_dist.data.pool import default_workers
+    from hmtl_dist.data.dataset.foreign import index_shards
+    from hmtl_dist.data.dataset.labels import parse_labels
+    from hmtl_dist.data.dataset.pool import default_workers
 
     with _progress("indexing", "shards", quiet=as_json) as on_progress:
         report = index_shards(
@@ -156,9 +156,9 @@ def verify(
 
     Exit code 1 when something is damaged, or pictures or people of one split are in another.
     """
-    from hmtl_dist.data.pool import default_workers
-    from hmtl_dist.data.verify import to_json
-    from hmtl_dist.data.verify import verify as read_all
+    from hmtl_dist.data.dataset.pool import default_workers
+    from hmtl_dist.data.dataset.verify import to_json
+    from hmtl_dist.data.dataset.verify import verify as read_all
 
     with _progress("verifying", "shards", quiet=as_json) as on_progress:
         report = read_all(urls, num_workers=num_workers or default_workers(), on_progress=on_progress)
@@ -227,8 +227,8 @@ def build_and_print(
     as_json: bool,
 ) -> None:
     """Build a data set and print what was built."""
-    from hmtl_dist.data.build import build as build_dataset
-    from hmtl_dist.data.pool import default_workers
+    from hmtl_dist.data.dataset.build import build as build_dataset
+    from hmtl_dist.data.dataset.pool import default_workers
 
     with _progress("building", "samples", quiet=as_json) as on_progress:
         report = build_dataset(

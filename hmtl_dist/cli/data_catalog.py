@@ -98,9 +98,9 @@ def _build_command(data_set: "DataSet") -> "Build":
         as_json: AsJson = False,
     ) -> None:
         from hmtl_dist.cli.data import build_and_print, last_part
-        from hmtl_dist.data.build import BuildSettings
         from hmtl_dist.data.catalog.registry import open_data_set
-        from hmtl_dist.data.split import parse_split
+        from hmtl_dist.data.dataset.build import BuildSettings
+        from hmtl_dist.data.dataset.split import parse_split
 
         adapter = open_data_set(data_set.name, source, option or [])
         shares = split or ("published" if adapter.splits else data_set.splits)

@@ -10,12 +10,12 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hmtl_dist.data.build import BuildReport
     from hmtl_dist.data.catalog.registry import DataSet
-    from hmtl_dist.data.foreign import ForeignReport
-    from hmtl_dist.data.schema import IndexHeader
+    from hmtl_dist.data.dataset.build import BuildReport
+    from hmtl_dist.data.dataset.foreign import ForeignReport
+    from hmtl_dist.data.dataset.schema import IndexHeader
+    from hmtl_dist.data.dataset.verify import Pair, VerifyReport
     from hmtl_dist.data.summary import PlanFigures
-    from hmtl_dist.data.verify import Pair, VerifyReport
 
 _SHOWN = 5
 """Lines of each kind of finding that are printed; the rest is in the JSON answer or in a file."""

@@ -48,10 +48,10 @@ def demo(
 
 def draw(url: str, console: "Console") -> None:
     """Draw the demo's faces into shards; those that an earlier demo left are kept."""
-    from hmtl_dist.data.build import BuildSettings, build
-    from hmtl_dist.data.pool import default_workers
+    from hmtl_dist.data.dataset.build import BuildSettings, build
+    from hmtl_dist.data.dataset.pool import default_workers
+    from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
     from hmtl_dist.data.storage import open_storage
-    from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
 
     adapter = SyntheticAdapter(SyntheticSettings(SAMPLES, IDENTITIES, IMAGE_SIZE))
     settings = BuildSettings(dataset="demo-faces", splits=SPLITS, shard_samples=250)

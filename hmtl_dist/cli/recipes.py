@@ -51,7 +51,7 @@ def _commands(kind: "Kind") -> typer.Typer:
     ) -> None:
         """Copy one, to change it."""
         from hmtl_dist.config.io import find_shipped
-        from hmtl_dist.data.storage_local import replace_file
+        from hmtl_dist.data.storage.local import replace_file
 
         source = find_shipped(kind, name)
         target = to / source.name if to.is_dir() else to

@@ -1,1 +1,1 @@
-"""Shards, their index, the plan of samples and the stream of batches."""
+"""Storage, data sets, catalogue and stream of samples: the rooms, from the lowest to the highest."""

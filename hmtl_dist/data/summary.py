@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hmtl_dist.data.config import DataConfig
-from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.schema import IndexHeader
-from hmtl_dist.data.selection import Source, open_training
-from hmtl_dist.data.shards import open_dataset, open_index
+from hmtl_dist.data.dataset.index import open_dataset, open_index
+from hmtl_dist.data.dataset.schema import IndexHeader
+from hmtl_dist.data.stream.plan import Plan
+from hmtl_dist.data.stream.selection import Source, open_training
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.schema import Field as LabelField
+from hmtl_dist.data.dataset.schema import Field as LabelField
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.hmtl import ModelConfig
 from hmtl_dist.tasks.reading import HeadOutput

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl_dist.data.selection import Selection
+from hmtl_dist.data.stream.selection import Selection
 from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.reading import HeadOutput

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl_dist.data.selection import Selection, groups_of, open_training
+from hmtl_dist.data.stream.selection import Selection, groups_of, open_training
 from hmtl_dist.errors import UserError
 from hmtl_dist.export.card import write_card
 from hmtl_dist.export.folder import FILES, convert, open_model

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hmtl_dist.config.explain import explain
-from hmtl_dist.data.selection import Selection
+from hmtl_dist.data.stream.selection import Selection
 from hmtl_dist.errors import UserError
 from hmtl_dist.export.folder import is_model, open_model
 from hmtl_dist.inference.folder import write_model

@@ -2,8 +2,8 @@
 
 import os
 
-from hmtl_dist.data.schema import IndexHeader
-from hmtl_dist.data.selection import open_training
+from hmtl_dist.data.dataset.schema import IndexHeader
+from hmtl_dist.data.stream.selection import open_training
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import PretextConfig, Task
 from hmtl_dist.tasks.registry import build_tasks

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hmtl_dist.config.io import home
-from hmtl_dist.data.shards import open_dataset
+from hmtl_dist.data.dataset.index import open_dataset
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.evaluate import load_run
 from hmtl_dist.launch.place import num_threads, torch_threads

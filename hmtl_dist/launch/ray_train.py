@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from hmtl_dist import garbage
-from hmtl_dist.data.storage import REACHED
-from hmtl_dist.data.worker import LoaderDiedError
+from hmtl_dist.data.storage.s3 import REACHED
+from hmtl_dist.data.stream.worker import LoaderDiedError
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import TrainingError, one_line
 from hmtl_dist.launch.place import TrainRank, num_threads, run_folder, scratch_folder, torch_threads

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hmtl_dist.config.io import home, load_tree
-from hmtl_dist.data.build import BuildSettings, build
-from hmtl_dist.data.shards import open_index
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.dataset.index import open_index
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.data.storage import open_storage
-from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.errors import UserError
 from hmtl_dist.reproduce.page import write_page
 from hmtl_dist.reproduce.results import Result, Store

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmtl_dist.augment.mixing import Mix
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.schema import Field as LabelField
+from hmtl_dist.data.dataset.schema import Field as LabelField
 
 CLEAN = "clean"
 """Name of the view that shows the augmented picture itself."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from hmtl_dist.data.schema import Field as LabelField
+from hmtl_dist.data.dataset.schema import Field as LabelField
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.age import AgeConfig
 from hmtl_dist.tasks.base import FrozenFeatures, Surroundings, Task

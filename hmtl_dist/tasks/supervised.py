@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hmtl_dist.data.schema import Field as LabelField
+from hmtl_dist.data.dataset.schema import Field as LabelField
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import (
     Inputs,

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hmtl_dist.data.schema import Field as LabelField
+from hmtl_dist.data.dataset.schema import Field as LabelField
 from hmtl_dist.tasks.base import Inputs, LossTerms, Prepared, Ranks, Surroundings
 from hmtl_dist.tasks.concordance import concordance, moments
 from hmtl_dist.tasks.supervised import StandardisedConfig, StandardisedTask, label_field

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from hmtl_dist.data.loader import Damaged
-from hmtl_dist.data.stream import StreamStats
+from hmtl_dist.data.stream.batches import StreamStats
+from hmtl_dist.data.stream.loader import Damaged
 from hmtl_dist.tasks.base import Ranks
 from hmtl_dist.tracking.base import Tracker
 from hmtl_dist.tracking.jsonl import Journal

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl_dist.data.stream import Batch
+from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.tasks.base import Ranks
 from hmtl_dist.tasks.objective import Objective

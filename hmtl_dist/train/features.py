@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl_dist.augment import GeometricTransform
-from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.schema import Field
-from hmtl_dist.data.shards import ShardIndex, open_index
-from hmtl_dist.data.stream import Stream
+from hmtl_dist.data.dataset.index import ShardIndex, open_index
+from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.data.stream.batches import Stream
+from hmtl_dist.data.stream.plan import Plan
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import Backbone
 from hmtl_dist.run_config import RunConfig

@@ -12,7 +12,7 @@ from torch import Tensor
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.augment.mixing import draw_mix, mixes
 from hmtl_dist.augment.photometric import photometric
-from hmtl_dist.data.stream import Batch
+from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.tasks.base import Inputs
 
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from hmtl_dist.config.io import to_dict
 from hmtl_dist.data.config import DataConfig
-from hmtl_dist.data.schema import Field
-from hmtl_dist.data.selection import Selection
+from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.data.stream.selection import Selection
 from hmtl_dist.inference.info import Origin, TestSet, Weights
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.facts import versions

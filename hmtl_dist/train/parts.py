@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hmtl_dist import rng
-from hmtl_dist.data.schema import Field, IndexHeader
-from hmtl_dist.data.selection import Selection
-from hmtl_dist.data.stream import Batch
+from hmtl_dist.data.dataset.schema import Field, IndexHeader
+from hmtl_dist.data.stream.batches import Batch
+from hmtl_dist.data.stream.selection import Selection
 from hmtl_dist.engine.base import EngineState
 from hmtl_dist.model.frozen import FrozenNet, build_frozen
 from hmtl_dist.model.hmtl import HMTLModel

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.split import apportion
+from hmtl_dist.data.dataset.split import apportion
 from hmtl_dist.errors import UserError
 from hmtl_dist.train.features import Features
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from hmtl_dist.config.io import flatten
-from hmtl_dist.data.selection import Selection
+from hmtl_dist.data.stream.selection import Selection
 from hmtl_dist.inference.folder import write_model
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.objective import Objective

@@ -13,7 +13,7 @@ from pydantic import Field as PydanticField
 from hmtl_dist.config.base import Section, may_change
 from hmtl_dist.config.explain import explain
 from hmtl_dist.config.io import flatten, to_dict
-from hmtl_dist.data.schema import Field, IndexHeader
+from hmtl_dist.data.dataset.schema import Field, IndexHeader
 from hmtl_dist.engine.base import Engine
 from hmtl_dist.engine.checkpoint import (
     checkpoint_at,

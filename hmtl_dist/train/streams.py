@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from hmtl_dist.augment import GeometricTransform
-from hmtl_dist.data.plan import Plan
-from hmtl_dist.data.schema import Field
-from hmtl_dist.data.selection import Selection, open_evaluation
-from hmtl_dist.data.stream import Stream
+from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.data.stream.batches import Stream
+from hmtl_dist.data.stream.plan import Plan
+from hmtl_dist.data.stream.selection import Selection, open_evaluation
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.base import Place
 from hmtl_dist.train.saving import check_fields

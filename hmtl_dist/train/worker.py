@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from hmtl_dist import garbage
 from hmtl_dist.augment import GeometricTransform
-from hmtl_dist.data.selection import open_training
-from hmtl_dist.data.stream import Batch, Stream, preload_workers
+from hmtl_dist.data.stream.batches import Batch, Stream, preload_workers
+from hmtl_dist.data.stream.selection import open_training
 from hmtl_dist.engine import build_engine
 from hmtl_dist.engine.base import Engine
 from hmtl_dist.engine.ranks import TorchRanks

@@ -19,7 +19,7 @@ from hmtl_dist.tune.space import Space
 from hmtl_dist.tune.trials import Recipe, Trial, check_space, fitted, overrides_of, sweep_settings
 
 if TYPE_CHECKING:
-    from hmtl_dist.data.selection import Selection
+    from hmtl_dist.data.stream.selection import Selection
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 SAME_SPEED = ("model.backbone", "data.image_size", "data.batch_size", "launch.gpus_per_worker")
@@ -86,7 +86,7 @@ class Request:
     @cached_property
     def selection(self) -> "Selection":
         """What every trial trains on, unless a parameter changes it."""
-        from hmtl_dist.data.selection import open_training
+        from hmtl_dist.data.stream.selection import open_training
 
         return open_training(self.config.data)
 

@@ -78,7 +78,7 @@ def test_plan_tells_what_is_drawn_of_each_set(drawn: str, run: Run) -> None:
 
 
 def test_a_folder_is_built_from_its_table(tmp_path: Path, drawn: str, run: Run) -> None:
-    from hmtl_dist.data.synthetic import face_jpeg
+    from hmtl_dist.data.drawn.faces import face_jpeg
 
     source = tmp_path / "pictures"
     source.mkdir()

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hmtl_dist.data.build import BuildSettings, build
-from hmtl_dist.data.synthetic import SyntheticAdapter, SyntheticSettings
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.run_config import RunConfig
 
 SAMPLES, IDENTITIES = 96, 24

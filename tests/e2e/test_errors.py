@@ -14,9 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 from hmtl_dist.cli.app import app
-from hmtl_dist.data.build import BuildSettings, build
 from hmtl_dist.data.catalog.folder import FolderAdapter
-from hmtl_dist.data.labels import parse_labels
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.dataset.labels import parse_labels
 from tests.e2e.drawn import draw, tree
 from tests.servers import S3Server
 

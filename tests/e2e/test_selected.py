@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.launch.driver import drive
 from hmtl_dist.launch.evaluate import evaluate_run
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.base import Progress
-from tests.data.streaming import make_set
+from tests.data.stream.streaming import make_set
 from tests.e2e.drawn import config, draw, weights
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from hmtl_dist.data.stream import Batch
+from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.base import Listener, Outcome, Place
 from hmtl_dist.train.loop import Share
@@ -58,7 +58,7 @@ def read_ledger(run: Path) -> Ledger:
 
 def planned(config: RunConfig) -> Ledger:
     """Return the samples that the plan gives to every step of a run."""
-    from hmtl_dist.data.selection import open_training
+    from hmtl_dist.data.stream.selection import open_training
     from hmtl_dist.train.streams import make_plan, make_schedule
 
     plan = make_plan(config, open_training(config.data), shuffle=True)

@@ -22,19 +22,20 @@ import torch
 import yaml
 
 from hmtl_dist.config.io import describe, load_tree, to_dict
-from hmtl_dist.data.build import BuildSettings, build
-from hmtl_dist.data.catalog.base import Adapter, Rejected
 from hmtl_dist.data.catalog.folder import FolderAdapter
 from hmtl_dist.data.catalog.registry import open_data_set
 from hmtl_dist.data.config import DataConfig
-from hmtl_dist.data.foreign import index_shards
-from hmtl_dist.data.labels import parse_labels
-from hmtl_dist.data.schema import IndexHeader
-from hmtl_dist.data.shards import open_dataset, open_index, write_dataset
+from hmtl_dist.data.dataset.adapter import Adapter, Rejected
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.dataset.foreign import index_shards
+from hmtl_dist.data.dataset.index import open_dataset, open_index
+from hmtl_dist.data.dataset.labels import parse_labels
+from hmtl_dist.data.dataset.schema import IndexHeader
+from hmtl_dist.data.dataset.tables import decode_table, encode_table
+from hmtl_dist.data.dataset.verify import verify
+from hmtl_dist.data.dataset.writing import write_dataset
 from hmtl_dist.data.storage import open_storage
-from hmtl_dist.data.stream import Stream
-from hmtl_dist.data.tables import decode_table, encode_table
-from hmtl_dist.data.verify import verify
+from hmtl_dist.data.stream.batches import Stream
 from hmtl_dist.engine.base import Engine, EngineState
 from hmtl_dist.engine.checkpoint import load_newest, newest_manifest, save_checkpoint
 from hmtl_dist.launch.record import load_run
@@ -44,7 +45,7 @@ from hmtl_dist.tracking.jsonl import Journal, read_events
 from hmtl_dist.train.base import Place, RunContext
 from hmtl_dist.train.saving import Saver, check_changes
 from tests.data.catalog.fabricate import TREES, affectnet_2021
-from tests.data.streaming import Resize, jpeg, make_plan, make_set
+from tests.data.stream.streaming import Resize, jpeg, make_plan, make_set
 from tests.e2e.drawn import tree
 from tests.faults.mutate import spoil_bytes, spoil_columns, spoil_tree
 from tests.train import toy

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from hmtl_dist.data.config import DataConfig
-from hmtl_dist.data.shards import open_index
+from hmtl_dist.data.dataset.index import open_index
 from hmtl_dist.data.storage import S3Storage
-from hmtl_dist.data.stream import Batch, Stream
+from hmtl_dist.data.stream.batches import Batch, Stream
 from hmtl_dist.errors import UserError
-from tests.data.streaming import Resize, jpeg, make_plan, make_set
-from tests.data.test_stream import assert_same, kept
+from tests.data.stream.streaming import Resize, jpeg, make_plan, make_set
+from tests.data.stream.test_batches import assert_same, kept
 from tests.faults import proxy as faults
 from tests.faults.proxy import Proxy, Rule, Rules
 from tests.servers import S3Server

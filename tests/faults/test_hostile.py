@@ -18,20 +18,20 @@ import torch
 from PIL import Image
 
 from hmtl_dist.config.io import load_tree
-from hmtl_dist.data.catalog.base import Box, Rejected, RejectedError
 from hmtl_dist.data.catalog.registry import open_data_set
+from hmtl_dist.data.dataset.adapter import Box, Rejected, RejectedError
+from hmtl_dist.data.dataset.foreign import index_shards
+from hmtl_dist.data.dataset.index import open_index
+from hmtl_dist.data.dataset.pictures import PictureSettings, store_picture
+from hmtl_dist.data.dataset.schema import IndexHeader
+from hmtl_dist.data.dataset.tables import decode_table, encode_table, text_column
 from hmtl_dist.data.decode import DecodeError, decode
-from hmtl_dist.data.foreign import index_shards
-from hmtl_dist.data.pictures import PictureSettings, store_picture
-from hmtl_dist.data.schema import IndexHeader
-from hmtl_dist.data.shards import open_index
-from hmtl_dist.data.tables import decode_table, encode_table, text_column
 from hmtl_dist.engine.checkpoint import load_checkpoint
 from hmtl_dist.errors import UserError
 from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.run_config import RunConfig
 from tests.data.catalog.fabricate import affectnet_2021
-from tests.data.streaming import jpeg
+from tests.data.stream.streaming import jpeg
 from tests.faults.mutated import make_checkpoints, make_shards
 
 # --- pickles ------------------------------------------------------------------------------------------------------

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import yaml
 
-from hmtl_dist.data.schema import Field
-from hmtl_dist.data.shards import (
+from hmtl_dist.data.dataset.index import open_index
+from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.data.dataset.tables import encode_table
+from hmtl_dist.data.dataset.writing import (
     ShardRecord,
     ShardSample,
-    open_index,
     sample_columns,
     shard_record,
     write_dataset,
@@ -25,8 +26,7 @@ from hmtl_dist.data.shards import (
     write_tar,
 )
 from hmtl_dist.data.storage import open_storage
-from hmtl_dist.data.tables import encode_table
-from tests.data.streaming import jpeg
+from tests.data.stream.streaming import jpeg
 from tests.e2e.drawn import journal, tree, weights
 from tests.faults import proxy as faults
 from tests.servers import S3Server

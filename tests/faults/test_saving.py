@@ -182,7 +182,7 @@ def test_a_run_killed_during_a_checkpoint_goes_on_from_the_one_before(
 def test_storage_that_stays_away_ends_the_run_in_one_line_and_costs_no_checkpoint(
     url: str, whole: dict[str, bytes], proxy: Proxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hmtl_dist.data.storage.OUTAGE_SECONDS", 5.0)
+    monkeypatch.setattr("hmtl_dist.data.storage.s3.OUTAGE_SECONDS", 5.0)
     storage = f"{s3.bucket()}/runs"
     away = proxy.away()
     with pytest.raises(UserError, match="does not answer") as caught:

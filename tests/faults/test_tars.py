@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hmtl_dist.data.foreign import index_shards
-from hmtl_dist.data.shards import open_index
+from hmtl_dist.data.dataset.foreign import index_shards
+from hmtl_dist.data.dataset.index import open_index
 from hmtl_dist.errors import UserError
-from tests.data.streaming import jpeg
+from tests.data.stream.streaming import jpeg
 
 BLOCK = tarfile.BLOCKSIZE
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hmtl_dist.data.stream import Batch
+from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.base import Place, Progress, RunContext
 from hmtl_dist.train.loop import Share

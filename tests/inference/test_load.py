@@ -10,7 +10,7 @@ from PIL import Image
 
 import hmtl_dist
 from hmtl_dist.augment import AugmentConfig
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.inference.folder import write_model
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig

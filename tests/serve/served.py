@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from hmtl_dist.data.build import BuildSettings, build
 from hmtl_dist.data.catalog.folder import FolderAdapter
-from hmtl_dist.data.labels import parse_labels
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.dataset.labels import parse_labels
 from hmtl_dist.launch.driver import drive
 from hmtl_dist.launch.export import export_model
 from hmtl_dist.run_config import RunConfig

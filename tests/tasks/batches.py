@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.tasks.base import Inputs, Surroundings
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.augment.mixing import draw_mix
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.engine.ranks import TorchRanks
 from hmtl_dist.model.frozen import build_frozen
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig

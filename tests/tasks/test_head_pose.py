@@ -4,7 +4,7 @@ import torch
 from scipy.spatial.transform import Rotation  # pyright: ignore[reportMissingTypeStubs]  # it has none
 
 from hmtl_dist.augment import AugmentConfig, GeometricTransform
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import Inputs, Prepared, SingleRank
 from hmtl_dist.tasks.head_pose import HeadPose, HeadPoseConfig

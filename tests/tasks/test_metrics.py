@@ -11,7 +11,7 @@ from sklearn.metrics import (  # pyright: ignore[reportMissingTypeStubs]  # it h
     f1_score,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.head_pose import HeadPose, HeadPoseConfig
 from hmtl_dist.tasks.metrics import ClassificationMetrics, NumberMetrics

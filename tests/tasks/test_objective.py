@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hmtl_dist.augment import AugmentConfig
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.base import Prepared, SingleRank, Task

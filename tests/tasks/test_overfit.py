@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.age import AgeConfig
 from hmtl_dist.tasks.base import Inputs, SingleRank

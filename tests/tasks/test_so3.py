@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation  # pyright: ignore[reportMissingTypeStubs]  # it has none
 
-from hmtl_dist.data.drawing import (  # the drawing itself, before any noise is laid over it
+from hmtl_dist.data.drawn.drawing import (  # the drawing itself, before any noise is laid over it
     _DEPTH,  # pyright: ignore[reportPrivateUsage]
     _SHIFT,  # pyright: ignore[reportPrivateUsage]
     _TOP,  # pyright: ignore[reportPrivateUsage]
     _Canvas,  # pyright: ignore[reportPrivateUsage]
 )
-from hmtl_dist.data.synthetic import face_at
+from hmtl_dist.data.drawn.faces import face_at
 from hmtl_dist.tasks.so3 import angles_from_matrix, geodesic, matrix_from_angles, matrix_from_sixd, wrap
 from tests.tasks.reference import Array
 

@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import (  # pyright: ignore[reportMissingTypeStu
     compute_class_weight,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import Prepared, SingleRank
 from hmtl_dist.tasks.supervised import (

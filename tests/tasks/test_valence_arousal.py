@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import Prepared, SingleRank
 from hmtl_dist.tasks.valence_arousal import ValenceArousal, ValenceArousalConfig

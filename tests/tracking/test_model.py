@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from hmtl_dist.augment import AugmentConfig
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.inference.folder import write_model
 from hmtl_dist.inference.predictor import Predictor

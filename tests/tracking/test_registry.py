@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hmtl_dist.augment import AugmentConfig
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.inference.folder import MODEL_FILE, write_model
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.engine.ranks import TorchRanks
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import Ranks, SingleRank

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from hmtl_dist.data.shards import open_index
+from hmtl_dist.data.dataset.index import open_index
 from hmtl_dist.engine.checkpoint import load_checkpoint
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.driver import Finished, drive

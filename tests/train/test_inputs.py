@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 import torch
 
-from hmtl_dist.data.stream import Batch
+from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.errors import UserError
 from hmtl_dist.train.inputs import Copier, Feed, copier_of
 

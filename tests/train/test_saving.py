@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmtl_dist.data.schema import Field, IndexHeader
+from hmtl_dist.data.dataset.schema import Field, IndexHeader
 from hmtl_dist.engine.base import Engine
 from hmtl_dist.engine.checkpoint import newest_manifest
 from hmtl_dist.errors import UserError

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.objective import Objective, StepLosses
 from hmtl_dist.tasks.supervised import Classification, ClassificationConfig, Regression, RegressionConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.engine import build_engine
 from hmtl_dist.engine.base import Engine
 from hmtl_dist.model.hmtl import HMTLModel

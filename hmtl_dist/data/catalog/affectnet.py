@@ -22,7 +22,6 @@ from pydantic import Field as Limits
 from typing_extensions import override
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.base import Adapter, Box, Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import (
     EXPRESSIONS,
     OriginalsAdapter,
@@ -33,7 +32,8 @@ from hmtl_dist.data.catalog.originals import (
     read_csv,
 )
 from hmtl_dist.data.catalog.registry import DataSet
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Adapter, Box, Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 
 _COLUMNS = (

@@ -25,11 +25,11 @@ from pydantic import Field as Limits
 from typing_extensions import override
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.base import Box, Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import OriginalsAdapter, first_of, numbers
 from hmtl_dist.data.catalog.posed import POSE_FIELDS
 from hmtl_dist.data.catalog.registry import DataSet
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Box, Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 
 _TWICE = {"15": "03", "18": "05", "21": "02", "22": "07"}
 """Second recordings, by the first one of the same person."""

@@ -17,10 +17,10 @@ from pydantic import Field as Limits
 from typing_extensions import override
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.base import Box, Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import GENDER, SMILE, OriginalsAdapter, code, first_of, numbers, read_lines
 from hmtl_dist.data.catalog.registry import DataSet
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Box, Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 
 _FOLDERS = {"aligned": "img_align_celeba", "original": "img_celeba"}

@@ -18,7 +18,6 @@ from pydantic import Field as Limits
 from typing_extensions import override
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.base import Box, Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import (
     OriginalsAdapter,
     expression_field,
@@ -28,7 +27,8 @@ from hmtl_dist.data.catalog.originals import (
     pictures_under,
 )
 from hmtl_dist.data.catalog.registry import DataSet
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Box, Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 
 _CODES = {1: "anger", 2: "contempt", 3: "disgust", 4: "fear", 5: "happy", 6: "sad", 7: "surprise"}

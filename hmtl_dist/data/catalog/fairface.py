@@ -11,10 +11,10 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from hmtl_dist.data.catalog.base import Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import GENDER, OriginalsAdapter, code, first_of, read_csv
 from hmtl_dist.data.catalog.registry import DataSet, NoOptions
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 
 _BANDS = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70")
 _RACES = ("Black", "East Asian", "Indian", "Latino_Hispanic", "Middle Eastern", "Southeast Asian", "White")

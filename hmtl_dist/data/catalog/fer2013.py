@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 from typing_extensions import override
 
-from hmtl_dist.data.catalog.base import Adapter, Rejected, RejectedError, SampleRef
 from hmtl_dist.data.catalog.originals import OriginalsAdapter, code, expression_field, first_of, pictures_under
 from hmtl_dist.data.catalog.registry import DataSet, NoOptions
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 
 SIDE = 48

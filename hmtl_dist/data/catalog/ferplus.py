@@ -13,11 +13,11 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from hmtl_dist.data.catalog.base import Rejected, SampleRef
 from hmtl_dist.data.catalog.fer2013 import USAGES, FerTable
 from hmtl_dist.data.catalog.originals import EXPRESSIONS, code, expression_field, first_of, number, read_csv
 from hmtl_dist.data.catalog.registry import DataSet, NoOptions
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 
 _COLUMNS = {

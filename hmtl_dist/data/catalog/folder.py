@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from typing_extensions import override
 
-from hmtl_dist.data.catalog.base import Adapter, Rejected, RejectedError, SampleRef
 from hmtl_dist.data.catalog.registry import DataSet
-from hmtl_dist.data.labels import MAX_CLASSES, LabelSpec, is_missing, read_value
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError, SampleRef
+from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, is_missing, read_value
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.data.storage import Storage, open_storage
 from hmtl_dist.errors import UserError
 

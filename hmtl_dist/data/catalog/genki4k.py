@@ -14,10 +14,10 @@ from pathlib import Path
 from typing_extensions import override
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.base import Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import DEGREES, SMILE, OriginalsAdapter, code, first_of, numbers, read_lines
 from hmtl_dist.data.catalog.registry import DataSet
-from hmtl_dist.data.schema import Field, LabelValue
+from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field, LabelValue
 
 _CODES: dict[str, str | None] = {"0": "no", "1": "yes"}
 _ANGLES = ("yaw", "pitch", "roll")

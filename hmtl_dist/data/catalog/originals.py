@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from hmtl_dist.data.catalog.base import Adapter, Box, RejectedError, SampleRef
-from hmtl_dist.data.face import EXPRESSIONS as LOOKS
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Adapter, Box, RejectedError, SampleRef
+from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.data.drawn.face import EXPRESSIONS as LOOKS
 from hmtl_dist.errors import UserError
 
 MAX_FILE_BYTES = 256 << 20

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl_dist.data.catalog.base import Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import DEGREES, landmark_box
+from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
 
 POSE_FIELDS = {"yaw": DEGREES, "pitch": DEGREES, "roll": DEGREES}
 

@@ -20,7 +20,6 @@ from pydantic import Field as Limits
 from typing_extensions import override
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.base import Box, Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import (
     GENDER,
     OriginalsAdapter,
@@ -31,7 +30,8 @@ from hmtl_dist.data.catalog.originals import (
     read_lines,
 )
 from hmtl_dist.data.catalog.registry import DataSet
-from hmtl_dist.data.schema import Field, LabelValue
+from hmtl_dist.data.dataset.adapter import Box, Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field, LabelValue
 
 AGE_BANDS = ("0-3", "4-19", "20-39", "40-69", "70+")
 _RACES = ("Caucasian", "African-American", "Asian")

@@ -14,7 +14,7 @@ import hmtl_dist.data.catalog as package
 from hmtl_dist.config.base import Section
 from hmtl_dist.config.dialect import parse
 from hmtl_dist.config.explain import choices, explain
-from hmtl_dist.data.catalog.base import Adapter
+from hmtl_dist.data.dataset.adapter import Adapter
 from hmtl_dist.errors import UserError
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from hmtl_dist.data.catalog.base import Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import AGE, GENDER, OriginalsAdapter, pictures_under
 from hmtl_dist.data.catalog.registry import DataSet, NoOptions
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 
 _RACES = ("White", "Black", "Asian", "Indian", "other")
 _NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+\.", re.ASCII)

@@ -13,11 +13,11 @@ from pydantic import Field as Limits
 from typing_extensions import override
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.base import Rejected, SampleRef
 from hmtl_dist.data.catalog.originals import OriginalsAdapter
 from hmtl_dist.data.catalog.posed import POSE_FIELDS, posed_ref
 from hmtl_dist.data.catalog.registry import DataSet
-from hmtl_dist.data.schema import Field
+from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 
 _PARTS = ("AFW", "HELEN", "IBUG", "LFPW")

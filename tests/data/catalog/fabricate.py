@@ -16,7 +16,7 @@ from PIL import Image
 
 from hmtl_dist.data.catalog.originals import EXPRESSIONS
 from hmtl_dist.data.decode import decode
-from hmtl_dist.data.face import Face
+from hmtl_dist.data.drawn.face import Face
 from tests.data.catalog.tools import NO_PICTURE, drawn, png, write, write_csv
 
 scipy_io: Any = importlib.import_module("scipy.io")  # publishes no types

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hmtl_dist.data.catalog.registry import open_data_set
-from hmtl_dist.data.shards import open_index
+from hmtl_dist.data.dataset.index import open_index
 from hmtl_dist.errors import UserError
 from tests.data.catalog.fabricate import ckplus
 from tests.data.catalog.tools import NO_PICTURE, built, reasons, refs_of, rejected_of, write

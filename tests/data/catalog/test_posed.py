@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hmtl_dist.data.catalog.base import SampleRef
 from hmtl_dist.data.catalog.posed import posed_ref
+from hmtl_dist.data.dataset.adapter import SampleRef
 from tests.data.catalog.fabricate import aflw2000, w300lp, write_mat
 from tests.data.catalog.tools import NO_PICTURE, built, drawn, reasons, refs_of, rejected_of, write
 

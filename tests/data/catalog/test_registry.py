@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hmtl_dist.data.catalog.base import SampleRef
 from hmtl_dist.data.catalog.registry import data_sets, open_data_set
+from hmtl_dist.data.dataset.adapter import SampleRef
 from hmtl_dist.data.decode import decode
 from hmtl_dist.errors import UserError
 from tests.data.catalog.fabricate import TREES

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmtl_dist.data.build import BuildReport, BuildSettings, build
-from hmtl_dist.data.catalog.base import Rejected, SampleRef
 from hmtl_dist.data.catalog.registry import data_sets, open_data_set
+from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
+from hmtl_dist.data.dataset.build import BuildReport, BuildSettings, build
+from hmtl_dist.data.dataset.index import open_index
+from hmtl_dist.data.dataset.split import parse_split
 from hmtl_dist.data.decode import Picture, decode
-from hmtl_dist.data.face import Face
-from hmtl_dist.data.shards import open_index
-from hmtl_dist.data.split import parse_split
-from hmtl_dist.data.synthetic import face_at, face_jpeg
+from hmtl_dist.data.drawn.face import Face
+from hmtl_dist.data.drawn.faces import face_at, face_jpeg
 
 NO_PICTURE = b"this is no picture"
 

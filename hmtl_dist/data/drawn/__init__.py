@@ -1,0 +1,1 @@
+"""Faces that are drawn: every label is known, and nothing is downloaded."""
