@@ -36,7 +36,8 @@ from hmtl_dist.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-ENGINE_PARTS = ("model", "optimizer", "ema")
+MODEL = "model"
+ENGINE_PARTS = (MODEL, "optimizer", "ema")
 READ_BYTES = 1 << 20
 SCRATCH_PREFIX = "hmtl-checkpoint-"
 
@@ -217,21 +218,42 @@ def load_checkpoint(url: str) -> tuple[EngineState, dict[str, dict[str, Tensor]]
     manifest = _read_manifest(storage, "", url)
     parts: dict[str, dict[str, Tensor]] = {}
     for part, file in manifest.files.items():
-        key = f"{part}.safetensors"
-        try:
-            data = storage.read(key)
-        except ObjectMissingError as error:
-            raise DamagedCheckpointError(f"checkpoint {url} is incomplete: {key} is missing") from error
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise DamagedCheckpointError(f"checkpoint {url} is damaged: {key} does not match its digest")
-        try:
-            parts[part] = load(data)
-        except SafetensorError as error:
-            raise DamagedCheckpointError(f"checkpoint {url} is damaged: {key}: {error}") from error
+        parts[part] = _read_part(storage, url, part, file)
     if missing := set(ENGINE_PARTS) - set(parts):
         raise DamagedCheckpointError(f"checkpoint {url} is damaged: its manifest names no {', '.join(sorted(missing))}")
     state = EngineState(**{part: parts.pop(part) for part in ENGINE_PARTS}, counters=manifest.counters.model_dump())
     return state, parts, manifest.entries
+
+
+def load_weights(url: str) -> dict[str, Tensor]:
+    """Read the parameters and buffers of a checkpoint alone, compared with their digest.
+
+    Args:
+        url: Folder or `s3://` URL of the checkpoint itself.
+
+    Raises:
+        DamagedCheckpointError: It is incomplete or damaged.
+        UserError: The storage refuses, or the format is unknown.
+    """
+    storage = open_storage(url)
+    manifest = _read_manifest(storage, "", url)
+    if MODEL not in manifest.files:
+        raise DamagedCheckpointError(f"checkpoint {url} is damaged: its manifest names no {MODEL}")
+    return _read_part(storage, url, MODEL, manifest.files[MODEL])
+
+
+def _read_part(storage: Storage, url: str, part: str, file: _File) -> dict[str, Tensor]:
+    key = f"{part}.safetensors"
+    try:
+        data = storage.read(key)
+    except ObjectMissingError as error:
+        raise DamagedCheckpointError(f"checkpoint {url} is incomplete: {key} is missing") from error
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise DamagedCheckpointError(f"checkpoint {url} is damaged: {key} does not match its digest")
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise DamagedCheckpointError(f"checkpoint {url} is damaged: {key}: {error}") from error
 
 
 def _folder_name(step: int) -> str:

@@ -4,12 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import Backbone
 from hmtl_dist.model.hmtl import ModelConfig
@@ -18,6 +15,9 @@ from hmtl_dist.tasks.base import FrozenNetwork, TaskConfig
 EMA = "ema"
 WEIGHTS_FILE = "model.safetensors"
 PREFIX = "backbone."
+
+ReadWeights = Callable[[str], Mapping[str, Tensor]]
+"""Reads the parameters and buffers of a checkpoint by its folder or URL, compared with their digests."""
 
 
 class FrozenNet(nn.Module):
@@ -92,10 +92,17 @@ class Average:
             self._move(self._averages, self._sources, 0)
 
 
-def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig) -> dict[str, FrozenNet]:
+def build_frozen(
+    tasks: Mapping[str, TaskConfig], model: ModelConfig, read_weights: ReadWeights
+) -> dict[str, FrozenNet]:
     """Build the frozen network of each task that compares features of one, by task name.
 
     Hand them to `build_tasks`, move them to the device, and let them `follow` the model's backbone once it is built.
+
+    Args:
+        tasks: Sections by task name.
+        model: The model's own section.
+        read_weights: Reads the weights of a checkpoint of ours, where one is named.
 
     Raises:
         UserError: a name, checkpoint or layer does not exist.
@@ -104,11 +111,11 @@ def build_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig) -> dict[st
     for name, config in tasks.items():
         wanted = config.frozen_network()
         if wanted is not None:
-            nets[name] = _build(f"tasks.{name}", wanted, model)
+            nets[name] = _build(f"tasks.{name}", wanted, model, read_weights)
     return nets
 
 
-def _build(path: str, wanted: FrozenNetwork, model: ModelConfig) -> FrozenNet:
+def _build(path: str, wanted: FrozenNetwork, model: ModelConfig, read_weights: ReadWeights) -> FrozenNet:
     ours = wanted.source == EMA or is_checkpoint(wanted.source)
     if ours:
         backbone = Backbone(model.backbone, options=model.options)
@@ -126,7 +133,7 @@ def _build(path: str, wanted: FrozenNetwork, model: ModelConfig) -> FrozenNet:
     if wanted.source == EMA:
         return FrozenNet(backbone, wanted.layers, wanted.momentum)
     if ours:
-        load_checkpoint(backbone, wanted.source, path=f"{path}.frozen", name=model.backbone)
+        _load(backbone, wanted.source, read_weights, path=f"{path}.frozen", name=model.backbone)
     return FrozenNet(backbone, wanted.layers)
 
 
@@ -135,23 +142,24 @@ def is_checkpoint(frozen: str) -> bool:
     return "/" in frozen and not frozen.startswith(("hf-hub:", "hf_hub:"))
 
 
-def load_checkpoint(backbone: Backbone, url: str, *, path: str, name: str) -> None:
-    """Load the encoder's weights from `model.safetensors` of a checkpoint of ours (names of `HMTLModel.state_dict`).
+def _load(backbone: Backbone, url: str, read_weights: ReadWeights, *, path: str, name: str) -> None:
+    """Load the encoder's weights from a checkpoint of ours (names of `HMTLModel.state_dict`).
 
     Args:
         backbone: Where to.
         url: The checkpoint's folder or URL, or that of its `model.safetensors`.
+        read_weights: Reads them.
         path: Dotted path of the setting, for errors.
         name: timm name of the backbone, for errors.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds another backbone.
+        UserError: there is no such checkpoint, it is damaged, or it holds another backbone.
     """
     folder = url.removesuffix("/" + WEIGHTS_FILE)
     try:
-        tensors = load(open_storage(folder).read(WEIGHTS_FILE))
-    except (SafetensorError, UserError) as error:
-        raise UserError(f"{path}: cannot read {WEIGHTS_FILE} of checkpoint {folder}: {error}") from error
+        tensors = read_weights(folder)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     weights = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     expected = cast(dict[str, Tensor], backbone.state_dict())
     if any(key not in weights or weights[key].shape != value.shape for key, value in expected.items()):

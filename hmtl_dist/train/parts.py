@@ -13,6 +13,7 @@ from hmtl_dist.data.dataset.schema import Field, IndexHeader
 from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.data.stream.selection import Selection
 from hmtl_dist.engine.base import EngineState
+from hmtl_dist.engine.checkpoint import load_weights
 from hmtl_dist.model.frozen import FrozenNet, build_frozen
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.run_config import RunConfig
@@ -43,7 +44,7 @@ class Parts:
 def build_parts(config: RunConfig, header: IndexHeader, ranks: Ranks) -> Parts:
     """Build tasks and model; the seed decides how the model is initialised, the same on every rank."""
     seed_torch(config.seed)
-    frozen = build_frozen(config.tasks, config.model)
+    frozen = build_frozen(config.tasks, config.model, load_weights)
     read = config.data.fields
     fields = {name: field for name, field in header.fields.items() if read is None or name in read}
     tasks = build_tasks(config.tasks, fields, header.label_counts, frozen, config.data.image_size)

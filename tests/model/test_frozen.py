@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
+from hmtl_dist.engine.base import EngineState
+from hmtl_dist.engine.checkpoint import load_weights, save_checkpoint
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.frozen import FrozenNet, build_frozen
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
@@ -20,7 +21,13 @@ def model() -> HMTLModel:
 
 
 def frozen(**options: str | float | tuple[int, ...]) -> FrozenNet:
-    return build_frozen({"paint": InpaintingConfig.model_validate(options)}, CONFIG)["paint"]
+    return build_frozen({"paint": InpaintingConfig.model_validate(options)}, CONFIG, load_weights)["paint"]
+
+
+def saved(folder: Path, module: HMTLModel) -> str:
+    """Save a model as a run does, and return the checkpoint's folder."""
+    state = EngineState(model=module.state_dict(), optimizer={}, ema={}, counters={"global_step": 1, "micro_step": 1})
+    return save_checkpoint(str(folder / "checkpoints"), 1, state, {}, {})
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -30,7 +37,7 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
 def test_only_in_painting_with_a_perceptual_part_needs_a_network() -> None:
     tasks = {"a": InpaintingConfig(perceptual_weight=0.0), "b": PuzzlingConfig(), "c": InpaintingConfig()}
 
-    assert list(build_frozen(tasks, CONFIG)) == ["c"]
+    assert list(build_frozen(tasks, CONFIG, load_weights)) == ["c"]
 
 
 def test_the_average_starts_as_a_copy_of_the_encoder() -> None:
@@ -88,9 +95,7 @@ def test_the_average_is_kept_and_restored() -> None:
 
 def test_a_checkpoint_of_ours_is_read_and_then_stays(tmp_path: Path) -> None:
     trained = model()
-    (tmp_path / "model.safetensors").write_bytes(save(trained.state_dict()))
-
-    net = frozen(frozen=str(tmp_path))
+    net = frozen(frozen=saved(tmp_path, trained))
     net.follow(model().backbone)
     net.after_step()
 
@@ -102,16 +107,25 @@ def test_a_checkpoint_of_ours_is_read_and_then_stays(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path) -> None:
     other = HMTLModel(ModelConfig(backbone="test_resnet"), {"a": LinearHead(2)}, {"a": ("clean",)})
-    (tmp_path / "model.safetensors").write_bytes(save(other.state_dict()))
-
     with pytest.raises(UserError, match=r"^tasks\.paint\.frozen: checkpoint .* holds another backbone"):
-        frozen(frozen=str(tmp_path))
+        frozen(frozen=saved(tmp_path, other))
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 40)
+    checkpoint = saved(tmp_path, model())
+    weights_file = Path(checkpoint) / "model.safetensors"
+    data = bytearray(weights_file.read_bytes())
+    data[-1] ^= 1
+    weights_file.write_bytes(data)
 
-    with pytest.raises(UserError, match=r"^tasks\.paint\.frozen: cannot read model\.safetensors of checkpoint"):
+    with pytest.raises(
+        UserError, match=r"^tasks\.paint\.frozen: checkpoint .* model\.safetensors does not match its digest"
+    ):
+        frozen(frozen=checkpoint)
+
+
+def test_a_folder_that_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^tasks\.paint\.frozen: .* is no checkpoint: it has no manifest\.json"):
         frozen(frozen=str(tmp_path))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.augment.mixing import draw_mix
 from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.engine.checkpoint import load_weights
 from hmtl_dist.engine.ranks import TorchRanks
 from hmtl_dist.model.frozen import build_frozen
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
@@ -122,7 +123,7 @@ def gradient(
 ) -> tuple[float, dict[str, Tensor]]:
     """Total and gradient, averaged over ranks as engines do; for `dwa` in the third epoch, its first with a trend."""
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
-    frozen = build_frozen(tasks, MODEL)
+    frozen = build_frozen(tasks, MODEL, load_weights)
     built = build_tasks(tasks, FIELDS, COUNTS, frozen, IMAGE_SIZE)
     objective = Objective(built, WeightingConfig.model_validate(weighting), ranks)
     model: nn.Module = HMTLModel(MODEL, objective.heads(), objective.wiring, objective.log_vars).double()
