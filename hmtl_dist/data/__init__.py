@@ -1,1 +1,1 @@
-"""Storage, data sets, catalogue and stream of samples: the rooms, from the lowest to the highest."""
+"""Storage, data sets, drawn faces, the catalogue of published sets, and the stream of samples: a room each."""

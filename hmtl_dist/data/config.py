@@ -1,10 +1,13 @@
 """The section `data` of the configuration."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from hmtl_dist.config.base import MAY_CHANGE, Section
+
+FieldT = TypeVar("FieldT")
 
 
 class MixedSet(Section):
@@ -92,3 +95,7 @@ class DataConfig(Section):
             allowed = f"0 to {folds - 1}" if folds else "only together with data.folds"
             raise ValueError(f"given {fold}, allowed {allowed}")
         return fold
+
+    def wanted(self, fields: Mapping[str, FieldT]) -> dict[str, FieldT]:
+        """Return those labels of a data set that are read, by name: all of them, or the ones that `fields` names."""
+        return {name: field for name, field in fields.items() if self.fields is None or name in self.fields}

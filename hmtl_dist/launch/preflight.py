@@ -36,6 +36,5 @@ def supervised_tasks(config: RunConfig, header: IndexHeader) -> list[Task]:
         UserError: The data have not the labels that they learn.
     """
     data = config.data
-    read = {name: field for name, field in header.fields.items() if data.fields is None or name in data.fields}
     supervised = {name: task for name, task in config.tasks.items() if not isinstance(task, PretextConfig)}
-    return build_tasks(supervised, read, header.label_counts, {}, data.image_size)
+    return build_tasks(supervised, data.wanted(header.fields), header.label_counts, {}, data.image_size)

@@ -58,8 +58,7 @@ def groupings_of(
         UserError: A label or figure is not there, or a label is a number without bands.
     """
     check_figures(tasks, config.train.gap_figures)
-    read = config.data.fields
-    known = {name: field for name, field in fields.items() if read is None or name in read}
+    known = config.data.wanted(fields)
     labels = [label for label in config.train.groups if strict or label in known]
     return build_groupings(labels, config.train.bands, known)
 

@@ -45,9 +45,9 @@ def build_parts(config: RunConfig, header: IndexHeader, ranks: Ranks) -> Parts:
     """Build tasks and model; the seed decides how the model is initialised, the same on every rank."""
     seed_torch(config.seed)
     frozen = build_frozen(config.tasks, config.model, load_weights)
-    read = config.data.fields
-    fields = {name: field for name, field in header.fields.items() if read is None or name in read}
-    tasks = build_tasks(config.tasks, fields, header.label_counts, frozen, config.data.image_size)
+    tasks = build_tasks(
+        config.tasks, config.data.wanted(header.fields), header.label_counts, frozen, config.data.image_size
+    )
     objective = Objective(tasks, config.weighting, ranks, config.augment)
     return Parts(objective, HMTLModel(config.model, objective.heads(), objective.wiring, objective.log_vars), frozen)
 
