@@ -193,15 +193,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         (28,),
         "engine/checkpoint.py",
-        "        if hashlib.sha256(data).hexdigest() != file.sha256:",
-        "        if False:",
+        "    if hashlib.sha256(data).hexdigest() != file.sha256:",
+        "    if False:",
         f"{DAMAGED}[flipped bit]",
     ),
     Mutant(
         (29,),
         "engine/checkpoint.py",
-        '            raise DamagedCheckpointError(f"checkpoint {url} is incomplete: {key} is missing") from error',
-        "            raise",
+        '        raise DamagedCheckpointError(f"checkpoint {url} is incomplete: {key} is missing") from error',
+        "        raise",
         f"{DAMAGED}[missing file]",
     ),
     Mutant(
