@@ -89,7 +89,7 @@ class LaunchConfig(Section):
     """Ray cluster to join, such as `auto`; empty: the cluster of the submitted job if there is one, else an own one."""
     node_hour_price: Annotated[float, Field(gt=0)] | None = None
     """Price of one machine for an hour, in any currency: the end of a run then tells what it and a million pictures
-    cost, in MLflow too. Empty: nothing is counted."""
+    cost, in MLflow too; trials of a sweep that share a machine share its price. Empty: nothing is counted."""
     storage: str | None = None
     """Folder or `s3://` URL that holds the runs' folders, seen by every worker; empty: `runs` in the home folder."""
 

@@ -110,14 +110,15 @@ def _leaderboard(request: "Request", outcome: "Outcome") -> "Table":
     from rich.table import Table
 
     from hmtl_dist.tune.analysis import ranked
-    from hmtl_dist.tune.page import cells, columns
+    from hmtl_dist.tune.page import cells, columns, is_priced
 
     left_out = {"images", "seconds", "img/s"}  # they are in the files
-    heads = columns(request.space)
+    priced = is_priced(outcome.records)
+    heads = columns(request.space, priced=priced)
     kept = [place for place, head in enumerate(heads) if head not in left_out]
     table = Table(*(heads[place] for place in kept))
     for rank, record in enumerate(ranked(request.space, outcome.records)[:20], start=1):
-        row = cells(request.space, rank, record)
+        row = cells(request.space, rank, record, priced=priced)
         table.add_row(*(row[place] for place in kept))
     return table
 

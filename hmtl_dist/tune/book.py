@@ -43,6 +43,8 @@ class Book:
         """Trials that were handed out and have not ended."""
         self.begun: set[int] = set()
         """Those of them that have a process."""
+        self.price_per_second = 0.0
+        """What a second of a trial costs."""
         self.trouble: UserError | None = None
         """Why the sweep cannot go on."""
         self._ended = ended
@@ -67,6 +69,12 @@ class Book:
         with self._lock:
             left = len(self.ledger.records) < self.space.num_trials and not self._nothing_left
             return self.closed or (not self._waiting and not left)
+
+    @property
+    def left(self) -> int:
+        """How many trials have not ended, those that are not drawn yet included; fewer may be drawn."""
+        with self._lock:
+            return max(self.space.num_trials, len(self.ledger.records)) - sum(one.ended for one in self.in_order())
 
     def close(self) -> None:
         """Hand out no more trials."""
@@ -117,6 +125,7 @@ class Book:
                 "batch_size": news.batch_size or record.batch_size,
                 "images": max(news.images, record.images),
                 "seconds": record.seconds + news.seconds,
+                "cost": record.cost + news.seconds * self.price_per_second,
                 "samples_per_second": news.samples_per_second or record.samples_per_second,
                 "runs": record.runs | news.runs,
                 "by_seed": record.by_seed | news.by_seed,

@@ -68,6 +68,8 @@ class Record(Section):
     """Pictures trained on, over all seeds."""
     seconds: float = 0.0
     """Time that it trained."""
+    cost: float = 0.0
+    """What that time has cost, in the currency of `launch.node_hour_price`; 0 without one."""
     samples_per_second: float = 0.0
     """Pictures per second over its last part."""
     runs: dict[str, str | None] = Field(default_factory=dict[str, str | None])

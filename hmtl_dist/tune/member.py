@@ -168,9 +168,14 @@ class Member:
                 known = _known_run(config)
                 told.adopted = adopt(donor, config, known, scratch_folder(config, 0)) or None
             listener = _SeedListener(self, trial, config, told, first=place == 0)
-            finished = drive(
-                config, listener.show, allow_changes=trial.exchanges, listener=listener, parent=trial.parent
-            )
+            try:
+                finished = drive(
+                    config, listener.show, allow_changes=trial.exchanges, listener=listener, parent=trial.parent
+                )
+            except Exception:  # what it has cost is told with what broke
+                told.seconds += listener.lap()
+                told.runs[config.name] = told.runs.get(config.name) or _known_run(config)
+                raise
             if listener.pruned:
                 raise StopNow
             outcome = finished.outcome

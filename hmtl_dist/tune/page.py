@@ -33,20 +33,28 @@ EXPLAINED = (
 )
 
 
-def columns(space: Space) -> list[str]:
-    """Return the heads of the table."""
+def columns(space: Space, *, priced: bool) -> list[str]:
+    """Return the heads of the table, with one for the cost where there is a price."""
     figures = [metric.removeprefix("eval/") for metric, _ in space.metrics]
     names = short_names(list(space.params))
-    return ["rank", "trial", "outcome", *figures, "step", "images", "seconds", "img/s", *names.values()]
+    spent = ["step", "images", "seconds", *(["cost"] if priced else []), "img/s"]
+    return ["rank", "trial", "outcome", *figures, *spent, *names.values()]
 
 
-def cells(space: Space, rank: int, record: Record) -> list[str]:
+def cells(space: Space, rank: int, record: Record, *, priced: bool) -> list[str]:
     """Return a row of the table."""
     figures = [f"{record.figures[name]:.4f}" if name in record.figures else "" for name, _ in space.metrics]
     outcome = record.status.lower() + (" (breaks a constraint)" if broken(space, record) else "")
-    cost = [str(record.step), str(record.images), f"{record.seconds:.0f}", f"{record.samples_per_second:.1f}"]
+    spent = [str(record.step), str(record.images), f"{record.seconds:.0f}"]
+    spent += [f"{record.cost:.2f}"] if priced else []
+    spent.append(f"{record.samples_per_second:.1f}")
     params = [shown(record.params[path]) if path in record.params else "" for path in space.params]
-    return [str(rank), str(record.number), outcome, *figures, *cost, *params]
+    return [str(rank), str(record.number), outcome, *figures, *spent, *params]
+
+
+def is_priced(records: Sequence[Record]) -> bool:
+    """Say whether there is a price, and so a cost."""
+    return any(record.cost for record in records)
 
 
 def as_csv(space: Space, records: Sequence[Record]) -> str:
@@ -63,6 +71,7 @@ def as_csv(space: Space, records: Sequence[Record]) -> str:
             "step",
             "images",
             "seconds",
+            "cost",
             "samples_per_second",
             *space.params,
             "error",
@@ -71,8 +80,9 @@ def as_csv(space: Space, records: Sequence[Record]) -> str:
     for rank, record in enumerate(ranked(space, records), start=1):
         told = [record.figures.get(name, "") for name in figures]
         params = [record.params.get(path, "") for path in space.params]
-        cost = [record.step, record.images, round(record.seconds, 1), round(record.samples_per_second, 1)]
-        rows.writerow([rank, record.number, record.status.lower(), *told, *cost, *params, record.error])
+        spent = [record.step, record.images, round(record.seconds, 1), record.cost or ""]
+        spent.append(round(record.samples_per_second, 1))
+        rows.writerow([rank, record.number, record.status.lower(), *told, *spent, *params, record.error])
     return buffer.getvalue()
 
 
@@ -82,17 +92,18 @@ def write_page(
     """Return the page: facts, leaderboard, pictures by their heading."""
     best = winner(space, records)
     front = {record.number for record in pareto_front(space, records)} if space.second is not None else set[int]()
+    priced = is_priced(records)
     rows: list[str] = []
     for rank, record in enumerate(ranked(space, records), start=1):
         kind = "best" if best is not None and record.number == best.number else ""
         kind = kind or ("" if record.status == "FINISHED" else "ended")
         mark = " *" if record.number in front else ""
-        row = cells(space, rank, record)
+        row = cells(space, rank, record, priced=priced)
         row[1] += mark
         inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         why = f' title="{html.escape(record.error)}"' if record.error else ""
         rows.append(f'<tr class="{kind}"{why}>{inner}</tr>')
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns(space))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns(space, priced=priced))
     told = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
     parts = [
         "<!doctype html>",

@@ -82,6 +82,8 @@ def _facts(
         "pictures": f"{images:,}{share}",
         "data digest": request.selection.header.digest,
     }
+    if cost := sum(record.cost for record in records):
+        facts["cost of the trials"] = f"{cost:,.2f} ({cost / max(images, 1) * 1e6:,.2f} for a million pictures)"
     if best is not None:
         facts["winner"] = f"trial {best.number}: {best.figures[space.metric]:.4f}"
     if retrained:

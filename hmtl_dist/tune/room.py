@@ -18,6 +18,18 @@ def places(nodes: Sequence[Mapping[str, float]], launch: LaunchConfig) -> int:
     return workers_on(nodes, launch) // launch.world_size
 
 
+def price_per_second(nodes: Sequence[Mapping[str, float]], launch: LaunchConfig, concurrency: int) -> float:
+    """Return what a second of a trial costs: its part of the machines that trials train on, at their price.
+
+    Args:
+        nodes: `CPU` and `GPU` of each machine.
+        launch: What a trial asks for, and the price of a machine's hour.
+        concurrency: Trials at a time, which share the machines.
+    """
+    machines = sum(workers_on([node], launch) > 0 for node in nodes)
+    return (launch.node_hour_price or 0.0) * machines / concurrency / 3600
+
+
 def check_room(found: int, nodes: Sequence[Mapping[str, float]], launch: LaunchConfig) -> None:
     """Refuse a sweep of which no trial could ever start.
 

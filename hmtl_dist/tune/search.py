@@ -28,14 +28,14 @@ from hmtl_dist.launch.failure import TrainingError, one_line
 from hmtl_dist.launch.ray_cluster import Cluster
 from hmtl_dist.launch.ray_nodes import actor_here
 from hmtl_dist.launch.signals import StopRequest
-from hmtl_dist.run_config import LaunchConfig, RunConfig
+from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.background import in_thread
 from hmtl_dist.train.base import Progress
 from hmtl_dist.tune.actor import PARAMS, TOLD, TRIAL, TrialActor
 from hmtl_dist.tune.book import Book
 from hmtl_dist.tune.mailbox import Mailbox
 from hmtl_dist.tune.member import News
-from hmtl_dist.tune.room import check_room, in_hand, places
+from hmtl_dist.tune.room import check_room, in_hand, places, price_per_second
 from hmtl_dist.tune.schedulers import make_scheduler
 from hmtl_dist.tune.space import Space
 from hmtl_dist.tune.trials import Trial
@@ -102,8 +102,11 @@ def run_trials(job: Job, book: Book, watcher: Watcher, cluster: Cluster) -> bool
     for name, value in _TUNE_VARIABLES.items():
         os.environ.setdefault(name, value)
     with StopRequest() as stop:
-        room = _room(job.config.launch)
+        nodes = [cast("dict[str, float]", node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        room = places(nodes, job.config.launch)
+        check_room(room, nodes, job.config.launch)
         concurrency = min(room, job.space.concurrency or room)
+        book.price_per_second = price_per_second(nodes, job.config.launch, max(1, min(concurrency, book.left)))
         watcher.started(concurrency)
         mailbox = actor_here(Mailbox)
         at_once = in_hand(job.space, job.config.launch, concurrency, room)
@@ -126,18 +129,6 @@ def run_trials(job: Job, book: Book, watcher: Watcher, cluster: Cluster) -> bool
         if book.trouble is not None:
             raise book.trouble
     return asked
-
-
-def _room(launch: LaunchConfig) -> int:
-    """Return how many trials there is room for.
-
-    Raises:
-        UserError: There is room for none.
-    """
-    nodes = [cast("dict[str, float]", node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    room = places(nodes, launch)
-    check_room(room, nodes, launch)
-    return room
 
 
 def _done(future: "Future[Any]") -> bool:

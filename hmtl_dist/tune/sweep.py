@@ -25,7 +25,7 @@ from hmtl_dist.tracking.base import RunStatus
 from hmtl_dist.tracking.config import TrackingConfig, resolve
 from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.tracking.runs import create_run, finish_run, run_url, tag_run
+from hmtl_dist.tracking.runs import create_run, finish_run, record_figures, run_url, tag_run
 from hmtl_dist.tracking.sink import open_tracker
 from hmtl_dist.train.background import in_thread
 from hmtl_dist.train.base import Progress
@@ -41,6 +41,8 @@ from hmtl_dist.tune.trials import Trial
 SAVE_SECONDS = 15.0
 """How often the time spent is written down."""
 RETRAIN = "retrain"
+TOLD_AGAIN = 50
+"""Trials, the latest ones, whose end MLflow is told again when a sweep goes on: its driver may have been killed."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,9 @@ class _Sweep:
         book = Book(request.space, self._ledger, request.steps[1], ended=self._ended, check=self._check)
         if left is not None and left <= 0:
             return False  # what the time allowed has been done
+        for record in self._ledger.in_order()[-TOLD_AGAIN:]:
+            if record.ended:
+                self._tell(record)
         stopped = self._run(request.space, book, lambda number: request.trial(number, self._parent), left, request.name)
         spent = hours is not None and self._spent() >= hours * 3600
         return stopped and not spent
@@ -199,22 +204,36 @@ class _Sweep:
         self.request.trial(record.number, self._parent).config(record.params, self.request.seeds[0])
 
     def _ended(self, record: Record) -> None:
-        """Tell MLflow how a trial ended, and the parent how the sweep stands."""
+        """Tell how a trial ended, and the parent how the sweep stands."""
         self._onlooker.ended(record)
+        self._tell(record)
+        self._tell_parent()
+
+    def _tell(self, record: Record) -> None:
+        """Tell MLflow how a trial ended."""
         tags = {"outcome": record.status.lower()}
         if record.error:
             tags["error"] = record.error
         if record.adoptions:
             tags["adopted"] = ", ".join(f"{one.donor} at step {one.step}" for one in record.adoptions)
-        for run_id in record.runs.values():
-            self._notes.add(run_id, tags, failed=record.status == "FAILED")
-        self._tell_parent()
+        self._note(record, tags)
+
+    def _note(self, record: Record, tags: Mapping[str, str]) -> None:
+        """Tell the runs of a trial how it ended, and the first of them what it has cost with all its seeds."""
+        figures = {"cost/run": record.cost} if record.cost else {}
+        if record.cost and record.images:
+            figures["cost/per_million_images"] = record.cost / record.images * 1e6
+        for place, run_id in enumerate(record.runs.values()):
+            told = figures if place == 0 else {}
+            self._notes.add(run_id, tags, told, step=record.step, failed=record.status == "FAILED")
 
     def _tell_parent(self) -> None:
         records = self._ledger.in_order()
         ended = [record for record in records if record.ended]
         figures = {f"trials/{kind}": float(count(ended, kind.upper())) for kind in ("finished", "pruned", "failed")}
         figures["images"] = float(sum(record.images for record in records))
+        if cost := sum(record.cost for record in records):
+            figures["cost/trials"] = cost
         best = best_so_far(self.request.space, ended)
         if best is not None:
             figures[f"best/{self.request.space.metric.removeprefix('eval/')}"] = best
@@ -277,9 +296,7 @@ class _Sweep:
 
     def _retrained(self, record: Record) -> None:
         self._onlooker.ended(record)
-        for run_id in record.runs.values():
-            tags = {"outcome": record.status.lower(), "kind": RETRAIN}
-            self._notes.add(run_id, tags, failed=record.status == "FAILED")
+        self._note(record, {"outcome": record.status.lower(), "kind": RETRAIN})
 
     # --- the outcome ---------------------------------------------------------------------------------------------
 
@@ -351,24 +368,29 @@ class _Watcher:
 
 
 class _Notes:
-    """Sets tags and the status of broken trials in a thread: MLflow must not hold Ray Tune up."""
+    """Sets tags, the cost and the status of broken trials in a thread: MLflow must not hold Ray Tune up."""
 
     def __init__(self, tracking: TrackingConfig) -> None:
         self._tracking = tracking
-        self._left: queue.SimpleQueue[tuple[str, Mapping[str, str], bool] | None] = queue.SimpleQueue()
+        self._left: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = in_thread(self._work, "notes")
 
-    def add(self, run_id: str | None, tags: Mapping[str, str], *, failed: bool) -> None:
+    def add(
+        self, run_id: str | None, tags: Mapping[str, str], figures: Mapping[str, float], *, step: int, failed: bool
+    ) -> None:
+        def write() -> None:
+            tag_run(self._tracking, run_id, tags)
+            record_figures(self._tracking, run_id, figures, step)
+            if failed:
+                finish_run(self._tracking, run_id, "FAILED")
+
         if run_id is not None:
-            self._left.put((run_id, tags, failed))
+            self._left.put(write)
 
     def close(self) -> None:
         self._left.put(None)
         self._thread.result(timeout=self._tracking.close_seconds)
 
     def _work(self) -> None:
-        while (note := self._left.get()) is not None:
-            run_id, tags, failed = note
-            tag_run(self._tracking, run_id, tags)
-            if failed:
-                finish_run(self._tracking, run_id, "FAILED")
+        while (write := self._left.get()) is not None:
+            write()

@@ -65,7 +65,9 @@ class Trial(Section):
         config = self.recipe.resolve([*self.settings, *overrides_of(params)])
         tracking = config.tracking
         tags = tracking.tags | {"sweep": self.sweep, "trial": str(self.number), "seed": str(seed)}
-        launch = config.launch
+        launch = config.launch.model_copy(
+            update={"node_hour_price": None}
+        )  # the sweep knows what part of a machine it has
         if launch.world_size == 1:  # in the trial's own process: nothing has to be started for it
             launch = launch.model_copy(update={"kind": "local"})
         return config.model_copy(

@@ -70,7 +70,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, s3: S3Server, mlflow_server:
         recipe = tree(
             draw(f"{bucket}/faces"),
             train={"epochs": EPOCHS, "checkpoint_every_steps": 1},
-            launch={"storage": f"{bucket}/runs"},
+            launch={"storage": f"{bucket}/runs", "node_hour_price": 3600.0},
             tracking=TRACKED,
         )
         recipe["tasks"] = {name: recipe["tasks"][name] for name in ("expression", "puzzling", "inpainting")}
@@ -167,6 +167,19 @@ def test_every_trial_is_one_child_with_its_true_status_and_steps_told_once(swept
         assert steps == sorted(set(steps))
         assert steps[-1] == record.step
         assert float(run.data.params["tasks.puzzling.weight"]) == record.params["tasks.puzzling.weight"]
+
+
+def test_every_trial_tells_what_it_cost_and_the_parent_what_all_did(swept: Swept) -> None:
+    records, children = swept.ledger.in_order(), swept.children()
+    trials = {run.data.tags["trial"]: run for run in children if run.data.tags.get("kind") != "retrain"}
+    assert all(0 < record.cost <= record.seconds for record in records)  # one machine, for one trial or more at a time
+    for record in records:
+        told = trials[str(record.number)].data.metrics
+        assert told["cost/run"] == pytest.approx(record.cost)
+        assert told["cost/per_million_images"] == pytest.approx(record.cost / record.images * 1e6)
+    parent = MlflowClient(swept.uri).get_run(swept.answer["run_id"])
+    assert parent.data.metrics["cost/trials"] == pytest.approx(sum(record.cost for record in records))
+    assert "<th>cost</th>" in (swept.home / "leaderboard.html").read_text()
 
 
 def test_the_parent_tells_space_data_progress_and_outcome(swept: Swept) -> None:

@@ -89,6 +89,15 @@ def test_the_leaderboard_tells_every_trial_with_all_its_values() -> None:
     assert rows[2]["error"] == "no memory"
 
 
+def test_the_leaderboard_tells_costs_where_there_is_a_price() -> None:
+    free = [record(0, 0.5), record(1, 0.7)]
+    priced = [free[0].model_copy(update={"cost": 1.25}), free[1]]
+    assert [row["cost"] for row in csv.DictReader(io.StringIO(as_csv(space(), priced)))] == ["", "1.25"]
+    assert "<th>cost</th>" in (page := write_page("sweep", space(), priced, {}, {}))
+    assert "<td>1.25</td>" in page
+    assert "<th>cost</th>" not in write_page("sweep", space(), free, {}, {})
+
+
 def test_the_page_is_one_file_with_table_and_pictures() -> None:
     records = [record(0, 0.5), record(1, 0.7), record(2, 0.2, "PRUNED", 10)]
     pictures = {"Curves": draw_curves(space(), records), "Parallel": draw_parallel(space(), records)}

@@ -1,5 +1,6 @@
 """The ledger is all that a sweep remembers: whatever is killed, it goes on from there."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,25 @@ def book(folder: Path, **sections: object) -> Book:
 
 def news(step: int, value: float = 0.5, status: str = "RUNNING") -> News:
     return News(step=step, figures={METRIC: value}, status=status, total_steps=90, batch_size=16, images=16 * step)
+
+
+def test_trials_that_are_left_count_those_that_are_not_drawn_yet(tmp_path: Path) -> None:
+    first = book(tmp_path)  # of four
+    assert first.left == 4
+    first.next()
+    first.next()
+    assert first.left == 4
+    first.hear(1, news(90, status="FINISHED"), {})
+    assert first.left == 3
+
+
+def test_what_a_trial_tells_adds_to_its_cost(tmp_path: Path) -> None:
+    first = book(tmp_path)
+    first.next()
+    first.price_per_second = 0.5
+    for step, seconds in ((10, 3.0), (20, 5.0)):
+        first.hear(0, replace(news(step), seconds=seconds), {})
+    assert (first.ledger.records[0].seconds, first.ledger.records[0].cost) == (8.0, 4.0)
 
 
 def test_a_trial_is_written_before_it_is_handed_out(tmp_path: Path) -> None:

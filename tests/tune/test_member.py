@@ -109,6 +109,7 @@ def test_a_trial_that_breaks_is_told_with_its_reason_and_the_process_goes_on(
     assert news.status == "FAILED"
     assert "nowhere" in news.error
     assert "\n" not in news.error
+    assert news.seconds > 0  # which it has cost
     member.start(trial(faces_url, tmp_path, number=1), {PUZZLING: 0.5})
     assert member.next().status == "RUNNING"
 

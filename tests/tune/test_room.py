@@ -6,7 +6,7 @@ import pytest
 
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import LaunchConfig
-from hmtl_dist.tune.room import check_room, in_hand, places
+from hmtl_dist.tune.room import check_room, in_hand, places, price_per_second
 from tests.tune.spaces import space
 
 NODE = {"CPU": 16.0, "GPU": 4.0}
@@ -32,6 +32,24 @@ def test_as_many_trials_as_there_are_whole_places(
     nodes: list[dict[str, float]], launch: dict[str, Any], expected: int
 ) -> None:
     assert places(nodes, LaunchConfig.model_validate(launch)) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "launch", "concurrency", "machines"),
+    [
+        ([{"CPU": 4.0}], {}, 4, 0.25),
+        ([{"CPU": 4.0}], {}, 1, 1.0),  # nobody else uses the rest of it
+        ([{"CPU": 0.0}, {"CPU": 2.0}, {"CPU": 2.0}], {}, 4, 0.5),  # a head that trains nothing is no trial's
+        ([{"CPU": 2.0}, {"CPU": 2.0}], {"num_workers": 4}, 1, 2.0),
+        ([NODE, {"CPU": 64.0}], {"gpus_per_worker": 1}, 4, 0.25),
+    ],
+)
+def test_a_trial_costs_its_part_of_the_machines_that_trials_train_on(
+    nodes: list[dict[str, float]], launch: dict[str, Any], concurrency: int, machines: float
+) -> None:
+    priced = LaunchConfig.model_validate(launch | {"node_hour_price": 7.2})
+    assert price_per_second(nodes, priced, concurrency) == pytest.approx(7.2 * machines / 3600)
+    assert price_per_second(nodes, LaunchConfig.model_validate(launch), concurrency) == 0.0
 
 
 def test_a_trial_that_fits_nowhere_is_refused_with_what_it_needs_and_what_there_is() -> None:
