@@ -70,7 +70,10 @@ class Engine(Protocol):
         ...
 
     def state(self) -> EngineState:
-        """Gather the consolidated state, on CPU; collective: every rank must call it."""
+        """Gather the consolidated state in rank 0's host memory; collective: every rank must call it.
+
+        Other ranks get the counters and no tensors.
+        """
         ...
 
     def load_state(self, state: EngineState) -> None:

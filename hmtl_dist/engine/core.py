@@ -35,6 +35,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_first() -> bool:
+    """Return whether this is rank 0, as a process without a group is."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 class EngineCore(ABC):
     """The common part of `hmtl_dist.engine.base.Engine`; a subclass wraps the module and owns the gradients."""
 
@@ -142,17 +147,23 @@ class EngineCore(ABC):
         return (self.module if self._average is None else self._average.module).eval()
 
     def state(self) -> EngineState:
-        """Gather the consolidated state, on CPU, equal on every rank; collective.
+        """Gather the consolidated state in rank 0's host memory; collective.
+
+        Other ranks get the counters and no tensors.
 
         Raises:
             RuntimeError: Called between the micro-batches of one optimizer step.
         """
         self._check_accumulated()
+        counters = {"global_step": self.global_step, "micro_step": self.micro_step}
+        optimizer = self._optimizer_state()
+        if not is_first():
+            return EngineState(counters=counters)
         return EngineState(
             model=_snapshot(self.module),
-            optimizer=self._optimizer_state(),
+            optimizer=optimizer,
             ema={} if self._average is None else _snapshot(self._average.module),
-            counters={"global_step": self.global_step, "micro_step": self.micro_step},
+            counters=counters,
         )
 
     @torch.no_grad()
@@ -202,7 +213,8 @@ class EngineCore(ABC):
     def _discard(self) -> None: ...
 
     @abstractmethod
-    def _optimizer_state(self) -> dict[str, Tensor]: ...
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        """Gather it on rank 0, empty on others; collective."""
 
     @abstractmethod
     def _load_optimizer_state(self, state: Mapping[str, Tensor]) -> None: ...
@@ -334,7 +346,12 @@ def by_parameter(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str,
 
 
 def replicated_state(optimizer: Optimizer, trainable: NamedParameters) -> dict[str, Tensor]:
-    """Return the state of an optimizer that holds whole parameters, as `<parameter name>/<state name>` on CPU."""
+    """Return the state of an optimizer that holds whole parameters, as `<parameter name>/<state name>` on CPU.
+
+    It is the same on every rank, and empty but on the first.
+    """
+    if not is_first():
+        return {}
     states = cast("dict[int, dict[str, Any]]", optimizer.state_dict()["state"])
     return {
         f"{name}/{kind}": cpu_copy(value)

@@ -24,6 +24,7 @@ from hmtl_dist.engine.core import (
     by_parameter,
     cpu_copy,
     data_parallel,
+    is_first,
     like_parameter,
     load_replicated_state,
     replicated_state,
@@ -135,6 +136,8 @@ class DeepSpeedEngine(EngineCore):
                 if not isinstance(value, Tensor):
                     continue
                 whole = None if value.dim() == 0 else _gather(value)
+                if not is_first():
+                    continue
                 for (name, parameter), offset in zip(group.parameters, group.offsets, strict=True):
                     piece = value if whole is None else whole[offset : offset + parameter.numel()].view(parameter.shape)
                     gathered[f"{name}/{kind}"] = cpu_copy(piece)
@@ -225,11 +228,11 @@ def _without_autotuner() -> Generator[None]:
             del sys.modules[stub.__name__]
 
 
-def _gather(partition: Tensor) -> Tensor:
-    """Return the ranks' equal partitions end to end; collective."""
-    parts = [torch.empty_like(partition) for _ in range(world_size())]
-    dist.all_gather(parts, partition.contiguous())
-    return torch.cat(parts)
+def _gather(partition: Tensor) -> Tensor | None:
+    """Return the ranks' equal partitions end to end on rank 0, None on others; collective."""
+    parts = [torch.empty_like(partition) for _ in range(world_size())] if is_first() else None
+    dist.gather(partition.contiguous(), parts, dst=0)
+    return None if parts is None else torch.cat(parts)
 
 
 def _partitioned(group: _FlatGroup, kind: str, by_name: Mapping[str, Mapping[str, Tensor]]) -> Any:

@@ -1,8 +1,15 @@
-"""The process group as tasks see it, over `torch.distributed`."""
+"""The process group as tasks see it, over `torch.distributed`, and what rank 0 reads for all."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from hmtl_dist.errors import UserError
+
+T = TypeVar("T")
 
 
 class TorchRanks:
@@ -31,3 +38,47 @@ class TorchRanks:
         dist.all_gather(parts, source)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
         parts[self.rank] = tensor
         return torch.cat(parts)
+
+
+def read_by_first(read: Callable[[], T]) -> T:
+    """Have rank 0 read something, and hand it to all; collective, where there is a process group.
+
+    Raises:
+        UserError: Rank 0 met it; every rank raises it.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return read()
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = read()
+        except UserError as error:
+            box[1] = error
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return cast("T", box[0])
+
+
+def tensors_of_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give every rank rank 0's tensors, on CPU; collective, one of them at a time.
+
+    Args:
+        tensors: By name, on rank 0; what other ranks give is not looked at.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return dict(tensors)
+    first = dist.get_rank() == 0
+    forms = read_by_first(lambda: [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()])
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    given: dict[str, Tensor] = {}
+    for name, shape, dtype in forms:
+        # as bytes, which every backend takes; a scalar has no bytes to look at, a row of one has
+        whole = tensors[name].contiguous() if first else torch.empty(shape, dtype=dtype)
+        if whole.numel():
+            sent = whole.reshape(-1).view(torch.uint8).to(device)
+            dist.broadcast(sent, 0)
+            if not first:
+                whole = sent.cpu().view(dtype).reshape(shape)
+        given[name] = whole
+    return given

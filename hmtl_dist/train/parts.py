@@ -14,6 +14,7 @@ from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.data.stream.selection import Selection
 from hmtl_dist.engine.base import EngineState
 from hmtl_dist.engine.checkpoint import load_weights
+from hmtl_dist.engine.ranks import read_by_first, tensors_of_first
 from hmtl_dist.model.frozen import FrozenNet, build_frozen
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.run_config import RunConfig
@@ -44,12 +45,19 @@ class Parts:
 def build_parts(config: RunConfig, header: IndexHeader, ranks: Ranks) -> Parts:
     """Build tasks and model; the seed decides how the model is initialised, the same on every rank."""
     seed_torch(config.seed)
-    frozen = build_frozen(config.tasks, config.model, load_weights)
+    frozen = build_frozen(config.tasks, config.model, read_weights)
     tasks = build_tasks(
         config.tasks, config.data.wanted(header.fields), header.label_counts, frozen, config.data.image_size
     )
     objective = Objective(tasks, config.weighting, ranks, config.augment)
     return Parts(objective, HMTLModel(config.model, objective.heads(), objective.wiring, objective.log_vars), frozen)
+
+
+def read_weights(url: str) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint, once for all ranks; collective."""
+    own: dict[str, Tensor] = {}
+    read_by_first(lambda: own.update(load_weights(url)))
+    return tensors_of_first(own)
 
 
 def build_evaluator(

@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import torch.distributed as dist
 from pydantic import ConfigDict, ValidationError
 from pydantic import Field as PydanticField
+from torch import Tensor
 
 from hmtl_dist.config.base import Section, may_change
 from hmtl_dist.config.explain import explain
 from hmtl_dist.config.io import flatten, to_dict
 from hmtl_dist.data.dataset.schema import Field, IndexHeader
-from hmtl_dist.engine.base import Engine
+from hmtl_dist.engine.base import Engine, EngineState
 from hmtl_dist.engine.checkpoint import (
     checkpoint_at,
-    load_checkpoint,
     load_newest,
     remove_scratch,
     save_checkpoint,
 )
 from hmtl_dist.engine.core import cpu_copy
+from hmtl_dist.engine.ranks import read_by_first, tensors_of_first
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.objective import Objective
@@ -43,6 +43,9 @@ _RETIRED = ("run_id",)
 SHOWN_CHANGES = 4
 KEPT_FIGURES = 1000
 """Most windows and evaluations that wait for MLflow of which a checkpoint holds the figures: the newest ones."""
+
+_Whole = tuple[str, EngineState, dict[str, dict[str, Tensor]], dict[str, Any]]
+"""A checkpoint as `load_newest` returns it."""
 
 logger = logging.getLogger(__name__)
 
@@ -298,8 +301,11 @@ class Saver:
         Raises:
             UserError: It could not be written.
         """
+        return read_by_first(self._finished)
+
+    def _finished(self) -> str | None:
         self._writer.wait()
-        return cast("str | None", self._from_rank_0(self._newest))
+        return self._newest
 
     def close(self) -> None:
         """Wait for a checkpoint in flight, whose failure is only logged: the run has ended by another one."""
@@ -316,11 +322,10 @@ class Saver:
         """
         if self._place.rank == 0:
             remove_scratch(self._place.scratch)
-        found = load_newest(self._folder) if self._place.rank == 0 else None
-        self._newest = cast("str | None", self._from_rank_0(found and found[0]))
-        if self._newest is None:
+        found = self._read_newest()
+        if found is None:
             return None
-        _, state, extras, manifest = found or ("", *load_checkpoint(self._newest))
+        self._newest, state, extras, manifest = found
         entries = read_entries(manifest)
         self._check(entries)
         if OBJECTIVE not in extras:
@@ -330,6 +335,27 @@ class Saver:
         waited = [recorded.model_dump() for recorded in entries.undelivered]
         return Restored(self._newest, entries.metrics, entries.evaluated_at, entries.skipped, waited)
 
+    def _read_newest(self) -> _Whole | None:
+        """Read the newest whole checkpoint, once for all ranks; collective."""
+        own: list[_Whole] = []  # the first rank's alone
+
+        def read() -> tuple[str, dict[str, int], list[str], dict[str, Any]] | None:
+            own.extend(found for found in [load_newest(self._folder)] if found)
+            return next(((url, state.counters, list(extras), rest) for url, state, extras, rest in own), None)
+
+        known = read_by_first(read)
+        if known is None or self._place.world_size == 1:
+            return own[0] if own else None
+        url, counters, names, manifest = known
+        mine, others = (own[0][1], own[0][2]) if own else (EngineState(), {})
+        state = EngineState(
+            model=tensors_of_first(mine.model),
+            optimizer=tensors_of_first(mine.optimizer),
+            ema=tensors_of_first(mine.ema),
+            counters=counters,
+        )
+        return url, state, {name: tensors_of_first(others.get(name, {})) for name in names}, manifest
+
     def _check(self, entries: Entries) -> None:
         name = self._config.name
         if entries.data_digest != self._data.digest:
@@ -337,10 +363,3 @@ class Saver:
                 f"run '{name}' was begun on other data than {self._config.data.url} holds now; "
                 "give the new run another name, such as name=" + name + "-2"
             )
-
-    def _from_rank_0(self, value: object) -> object:
-        if self._place.world_size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]

@@ -15,7 +15,7 @@ from hmtl_dist.data.stream.batches import Batch, Stream, preload_workers
 from hmtl_dist.data.stream.selection import open_training
 from hmtl_dist.engine import build_engine
 from hmtl_dist.engine.base import Engine
-from hmtl_dist.engine.ranks import TorchRanks
+from hmtl_dist.engine.ranks import TorchRanks, read_by_first
 from hmtl_dist.model.hmtl import HMTLModel
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Ranks, SingleRank
@@ -117,7 +117,8 @@ class Trainee:
         parts = build_parts(config, header, ranks)
         if config.train.monitor is not None:
             check_monitored("train.monitor", config.train.monitor, parts.objective.tasks)
-        self._initial = initialise(parts.model, config.model)
+        # the engine then gives all ranks the weights of the first
+        self._initial = read_by_first(lambda: initialise(parts.model, config.model))
         self.objective = parts.objective
         self.engine: Engine = build_engine(
             parts.model,

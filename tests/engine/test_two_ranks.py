@@ -90,6 +90,19 @@ def test_gathering_is_differentiable_in_the_own_part_and_summing_is_not(figures:
     assert figures["sum has gradient"] == 0
 
 
+def test_rank_0_reads_for_all_and_a_refusal_is_raised_by_all(figures: Figures) -> None:
+    assert figures["tensors given"] == 2
+    assert figures["weights read"] == 2
+    assert figures["said"] == 2
+    assert figures["reads"] == 2  # one that is answered, one that is refused
+    assert figures["refused"] == 2
+
+
+def test_rank_0_alone_holds_a_copy_of_the_state(figures: Figures) -> None:
+    assert figures["both held something"] == 1
+    assert figures["held on rank 1"] == 0
+
+
 def test_deepspeed_prints_nothing_and_compiles_nothing(folder: Path, figures: Figures) -> None:
     assert figures
     assert [(folder / f"printed-{rank}").read_bytes() for rank in range(2)] == [b"", b""]

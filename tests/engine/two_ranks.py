@@ -14,7 +14,9 @@ from torch import nn
 from hmtl_dist.engine.base import Engine, EngineState
 from hmtl_dist.engine.checkpoint import load_checkpoint, save_checkpoint
 from hmtl_dist.engine.optim import EngineConfig, OptimConfig
-from hmtl_dist.engine.ranks import TorchRanks
+from hmtl_dist.engine.ranks import TorchRanks, read_by_first, tensors_of_first
+from hmtl_dist.errors import UserError
+from hmtl_dist.train.parts import read_weights
 from tests.engine.nets import (
     EXACT,
     IMAGE_SIZE,
@@ -51,6 +53,7 @@ def explore(rank: int, folder: Path) -> None:
         **_average(rank),
         **_ranks(rank),
         **_skip(rank),
+        **_first_reads(rank, folder),
         "mlflow is loaded": "mlflow" in sys.modules,
     }
     if rank == 0:
@@ -119,7 +122,9 @@ def _accumulate(rank: int) -> dict[str, float]:
         train(one, HALF, rank=rank)
         train(two, HALF, rank=rank, micro_batches=2)
         model, other = one.state().model, two.state().model
-        figures[f"accumulation {name}"] = max((model[key] - other[key]).abs().max().item() for key in model)
+        figures[f"accumulation {name}"] = max(
+            ((model[key] - other[key]).abs().max().item() for key in model), default=0.0
+        )
         figures[f"accumulation {name} micro-steps"] = two.micro_step
     return figures
 
@@ -193,3 +198,45 @@ def _ranks(rank: int) -> dict[str, float]:
         "sum": total.item(),
         "sum has gradient": float(total.requires_grad),
     }
+
+
+def _first_reads(rank: int, folder: Path) -> dict[str, float]:
+    """What rank 0 reads is everybody's, its refusal too; figures are sums over both ranks."""
+    mine = {
+        "weights": torch.arange(6.0).reshape(2, 3),
+        "a scalar": torch.tensor(7),
+        "flags": torch.tensor([True, False]),
+        "halves": torch.ones(3, dtype=torch.bfloat16),
+        "nothing": torch.empty(0, 4),
+        "transposed": torch.arange(6).reshape(2, 3).T,
+    }
+    given = tensors_of_first({name: tensor.clone() for name, tensor in mine.items()} if rank == 0 else {})
+    equal = list(given) == list(mine) and all(
+        torch.equal(given[name], tensor) and given[name].dtype == tensor.dtype for name, tensor in mine.items()
+    )
+    reads, heard = 0, 0
+
+    def read(refusal: str = "") -> str:
+        nonlocal reads
+        reads += 1
+        if refusal:
+            raise UserError(refusal)
+        return "said"
+
+    said = read_by_first(read)
+    try:
+        read_by_first(lambda: read("refused"))
+    except UserError as error:
+        heard = int(str(error) == "refused")
+    # rank 1 is told of a checkpoint that is not there, and must not need it
+    url = f"{folder}/checkpoints/step-{0 if rank == 0 else 99:08d}"
+    weights, known = read_weights(url), load_checkpoint(f"{folder}/checkpoints/step-00000000")[0].model
+    same = weights.keys() == known.keys() and all(torch.equal(weights[name], known[name]) for name in known)
+    states = [make_engine(KINDS[name].model_copy(update={"ema_decay": 0.9}), seed=rank) for name in ("plain", "zero1")]
+    for engine in states:
+        train(engine, 1, rank=rank)
+    held = [sum(map(len, (one.model, one.optimizer, one.ema))) for one in (engine.state() for engine in states)]
+    told = {"tensors given": equal, "weights read": same, "said": said == "said", "reads": reads, "refused": heard}
+    told |= {"both held something": all(held), "held on rank 1": rank * sum(held)}
+    sums = TorchRanks().all_reduce_sum(torch.tensor([float(value) for value in told.values()]))
+    return {name: float(value) for name, value in zip(told, sums, strict=True)}

@@ -107,8 +107,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         (14,),
         "train/saving.py",
-        '        self._writer.wait()\n        return cast("str | None", self._from_rank_0(self._newest))',
-        '        return cast("str | None", self._from_rank_0(self._newest))',
+        "        self._writer.wait()\n        return self._newest",
+        "        return self._newest",
         "faults/test_saving.py::test_a_stop_during_a_checkpoint_leaves_that_one_and_its_own_whole[15]",
     ),
     Mutant(

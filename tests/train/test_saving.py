@@ -1,9 +1,11 @@
 import math
+import multiprocessing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hmtl_dist.data.dataset.schema import Field, IndexHeader
@@ -248,3 +250,44 @@ def test_labels_with_other_classes_are_refused() -> None:
     check_fields(trained, {"mood": trained["mood"]}, "set")
     with pytest.raises(UserError, match=r"^set: label 'mood' is one of bad, good there, "):
         check_fields(trained, {"mood": Field(kind="category", classes=("bad", "good"))}, "set")
+
+
+def restore_as_one_of_two(rank: int, folder: str, kept: str) -> None:
+    """Rank 1 is told of a folder that is not there, and must not need it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    tree = config(engine={"kind": "plain", "ema_decay": 0.9}, seed=rank)
+    objective, engine = build(tree)
+    context = RunContext(kept if rank == 0 else f"{folder}/not/there")
+    own = Saver(tree, Place(rank, 2, 0, "cpu", Path(folder) / "scratch", context), engine, objective, data=header(DATA))
+    restored = own.restore()
+    assert restored is not None
+    whole = {**engine.module.state_dict(), "metric": torch.tensor(restored.metrics["eval/mood/accuracy"])}
+    whole |= {f"optimizer/{key}": value for key, value in replicated(engine).items()}
+    torch.save(whole, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def replicated(engine: Engine) -> dict[str, Tensor]:
+    """The optimizer's state as this rank holds it."""
+    states: dict[int, dict[str, Tensor]] = cast("Any", engine).optimizer.state_dict()["state"]
+    return {f"{index}/{kind}": value for index, kinds in states.items() for kind, value in kinds.items()}
+
+
+@pytest.mark.nightly
+def test_a_checkpoint_is_read_once_for_all_ranks(tmp_path: Path) -> None:
+    kept = tmp_path / "run"
+    weights = save(config(engine={"kind": "plain", "ema_decay": 0.9}), kept)
+    context = multiprocessing.get_context("spawn")
+    arguments = (str(tmp_path), str(kept))
+    processes = [context.Process(target=restore_as_one_of_two, args=(rank, *arguments)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+        assert process.exitcode == 0
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(one[name], tensor) for name, tensor in weights.items())
+    assert one.keys() == other.keys()
+    assert any(name.startswith("optimizer/") for name in one)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
