@@ -1,16 +1,22 @@
 """The models-from-code file of our MLflow models: MLflow runs this file instead of unpickling anything.
 
-Our own modules are imported when the model is loaded, not when this file is read: they travel with the model.
+Our own modules are imported when the model is loaded, not when this file is read: they travel with the model, in one
+archive beside it.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+_CODE = Path(__file__).with_name("code") / "hmtl_dist.zip"
+if _CODE.exists():  # not where the model is made
+    sys.path.insert(0, str(_CODE))
 
 PICTURE = "picture"
 """The one column that goes in."""

@@ -2,8 +2,11 @@
 
 import base64
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -244,8 +247,27 @@ def test_nothing_of_the_mlflow_model_is_a_pickle(stored: Path) -> None:
 
 
 def test_the_mlflow_model_brings_its_own_code_and_nothing_compiled(stored: Path) -> None:
-    assert (stored / "code" / "hmtl_dist" / "inference" / "folder.py").exists()
+    assert [path.name for path in (stored / "code").iterdir()] == ["hmtl_dist.zip"]
+    with ZipFile(stored / "code" / "hmtl_dist.zip") as archive:
+        assert "hmtl_dist/inference/folder.py" in archive.namelist()
     assert not list(stored.rglob("__pycache__"))
+
+
+def test_the_mlflow_model_predicts_with_the_code_that_it_brings(stored: Path, tmp_path: Path) -> None:
+    program = f"""
+import mlflow.pyfunc
+loaded = mlflow.pyfunc.load_model({str(stored)!r})
+answer = loaded.predict(loaded.metadata.load_input_example({str(stored)!r}))
+import hmtl_dist.inference.predictor as used
+print(used.__file__)
+print(list(answer.columns))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *_, file, columns = done.stdout.splitlines()
+    assert file == f"{stored}/code/hmtl_dist.zip/hmtl_dist/inference/predictor.py"
+    assert columns == str(COLUMNS)
 
 
 def test_the_same_model_is_registered_once(recorded: Recording) -> None:
