@@ -2,124 +2,30 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hmtl_dist.cli import data_catalog
 from hmtl_dist.cli import data_views as views
-from hmtl_dist.cli.data_catalog import (
-    AsJson,
-    DropDuplicates,
-    ImageSize,
-    JpegQuality,
-    Name,
-    Out,
-    Overwrite,
-    Seed,
-    ShardBytes,
-    ShardSamples,
-    Workers,
-)
-from hmtl_dist.errors import UserError
+from hmtl_dist.cli.data_catalog import AsJson, Group, Label, Workers
 
 if TYPE_CHECKING:
     from hmtl_dist.data.dataset.adapter import Adapter
     from hmtl_dist.data.dataset.build import BuildSettings
 
-app = typer.Typer(no_args_is_help=True)
-build = typer.Typer(cls=data_catalog.CatalogueGroup, no_args_is_help=True)
+app = typer.Typer(cls=data_catalog.DataGroup, no_args_is_help=True)
+build = typer.Typer(cls=data_catalog.BuildGroup, no_args_is_help=True)
 app.add_typer(build, name="build", help="Build a data set from originals.")
 app.command()(data_catalog.catalog)
 
 Url = Annotated[str, typer.Argument(help="The data set: s3://BUCKET/PREFIX or a folder.")]
-Splits = Annotated[str, typer.Option("--split", help="Splits and their shares, adding up to 1.")]
-Labels = Annotated[
-    list[str] | None,
-    typer.Option("--label", help="NAME, NAME:category:CLASS,CLASS or NAME:number[:UNIT]; may be given several times."),
-]
-Group = Annotated[str | None, typer.Option(help="Column or entry that says whom a picture belongs to.")]
-
-
-@build.command("folder")
-def build_folder(  # noqa: PLR0913, PLR0917  # one parameter an option
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder of the pictures (or s3://BUCKET/PREFIX).")],
-    out: Out,
-    labels: Annotated[Path, typer.Option(help="CSV file with a header line and a row a picture.")],
-    label: Labels = None,
-    file_column: Annotated[str, typer.Option(help="Column with the picture's path under SRC.")] = "file",
-    group: Group = None,
-    split: Splits = "train=0.8,val=0.2",
-    seed: Seed = 0,
-    image_size: ImageSize = None,
-    jpeg_quality: JpegQuality = 95,
-    shard_samples: ShardSamples = 1000,
-    shard_bytes: ShardBytes = None,
-    drop_duplicates: DropDuplicates = False,
-    name: Name = None,
-    num_workers: Workers = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Build a data set from a folder of pictures and a CSV file; call again to go on after an interruption.
-
-    All pictures of a group (a person) fall to one split. Pictures and rows that cannot be used are left out and
-    listed in OUT/rejected.csv.
-    """
-    from hmtl_dist.data.catalog.folder import FolderAdapter
-    from hmtl_dist.data.dataset.build import BuildSettings
-    from hmtl_dist.data.dataset.labels import parse_labels
-    from hmtl_dist.data.dataset.split import parse_split
-
-    if not label:
-        raise UserError("no label is named: give at least one, like --label expression or --label age:number:years")
-    adapter = FolderAdapter(source, labels, file_column=file_column, specs=parse_labels(label), group=group)
-    settings = BuildSettings(
-        dataset=name or last_part(out),
-        splits=parse_split(split),
-        seed=seed,
-        image_size=image_size,
-        jpeg_quality=jpeg_quality,
-        shard_samples=shard_samples,
-        shard_bytes=shard_bytes,
-        drop_duplicates=drop_duplicates,
-    )
-    build_and_print(adapter, out, settings, num_workers, overwrite=overwrite, as_json=as_json)
-
-
-@app.command()
-def synth(  # noqa: PLR0913, PLR0917  # one parameter an option
-    out: Out,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures.")] = 2000,
-    identities: Annotated[int, typer.Option(min=1, help="People; each falls to one split.")] = 400,
-    image_size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of the side.")] = 96,
-    seed: Annotated[int, typer.Option(help="Another seed gives other people.")] = 0,
-    split: Splits = "train=0.8,val=0.2",
-    shard_samples: ShardSamples = 250,
-    name: Name = None,
-    num_workers: Workers = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Draw faces with known expression, gender, age and pose, and build a data set of them."""
-    from hmtl_dist.data.dataset.build import BuildSettings
-    from hmtl_dist.data.dataset.split import parse_split
-    from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
-
-    adapter = SyntheticAdapter(
-        SyntheticSettings(samples=samples, identities=identities, image_size=image_size, seed=seed)
-    )
-    settings = BuildSettings(
-        dataset=name or last_part(out), splits=parse_split(split), seed=seed, shard_samples=shard_samples
-    )
-    build_and_print(adapter, out, settings, num_workers, overwrite=overwrite, as_json=as_json)
 
 
 @app.command()
 def index(
     url: Url,
-    label: Labels = None,
+    label: Label = None,
     group: Group = None,
     num_workers: Workers = None,
     as_json: AsJson = False,

@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hmtl_dist.cli.app import app
-from tests.data.catalog.fabricate import ckplus
+from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings, face_jpeg
+from tests.data.catalog.fabricate import ckplus, class_folders
 
 Run = Callable[..., tuple[int, str]]
 
@@ -78,8 +80,6 @@ def test_plan_tells_what_is_drawn_of_each_set(drawn: str, run: Run) -> None:
 
 
 def test_a_folder_is_built_from_its_table(tmp_path: Path, drawn: str, run: Run) -> None:
-    from hmtl_dist.data.drawn.faces import face_jpeg
-
     source = tmp_path / "pictures"
     source.mkdir()
     rows = ["file,who,mood"]
@@ -95,10 +95,41 @@ def test_a_folder_is_built_from_its_table(tmp_path: Path, drawn: str, run: Run) 
     assert found["rejected"] == [["gone.jpg", f"no such file under {source}"]]
 
 
+def test_a_folder_a_class_is_built_without_a_table(tmp_path: Path, run: Run) -> None:
+    source = class_folders(tmp_path / "src", ("train", "val"))
+    code, answer = run("build", "folder", str(source), str(tmp_path / "out"), "--num-workers", "1", "--json")
+    found = json.loads(answer)
+    assert code == 0
+    assert {name: header["num_samples"] for name, header in found["splits"].items()} == {"train": 10, "val": 10}
+    assert found["splits"]["train"]["fields"]["expression"]["classes"] == ["calm", "glad"]
+
+
+def test_drawn_faces_are_a_set_like_any_other(tmp_path: Path, drawn: str, run: Run) -> None:
+    adapter = SyntheticAdapter(SyntheticSettings(samples=60, identities=20, image_size=32))
+    settings = BuildSettings(dataset="faces", splits={"train": 0.8, "val": 0.2}, shard_samples=250)
+    known = build(adapter, str(tmp_path / "direct"), settings).headers
+    options = ("--samples", "60", "--identities", "20", "--image-size", "32", "--num-workers", "1", "--json")
+    for url in (str(tmp_path / "direct"), drawn):  # the same build, which finds all there
+        code, answer = run("build", "synth", url, "--name", "faces", *options)
+        assert code == 0
+        digests = {name: header["digest"] for name, header in json.loads(answer)["splits"].items()}
+        assert digests == {name: header.digest for name, header in known.items()}
+
+
+def test_every_build_shows_the_options_that_its_set_states(run: Run) -> None:
+    code, answer = run("build", "ckplus", "--help")
+    assert code == 0
+    shown = " ".join(answer.split())
+    assert "--neutral" in shown
+    assert "--no-neutral" in shown
+    assert "Last frames of a sequence" in shown
+    assert "--shard-samples" in shown
+
+
 def test_a_set_of_the_catalogue_is_built_with_its_options(tmp_path: Path, run: Run) -> None:
     source, out = ckplus(tmp_path / "src", subjects=4, sequences=1), tmp_path / "out"
     split = ("--split", "train=0.5,val=0.5", "--num-workers", "1", "--json")
-    code, answer = run("build", "ckplus", str(source), str(out), "frames=1", "neutral=true", *split)
+    code, answer = run("build", "ckplus", str(source), str(out), "--frames", "1", "--neutral", *split)
     found = json.loads(answer)
     assert code == 0
     assert {name: header["num_samples"] for name, header in found["splits"].items()} == {"train": 4, "val": 4}
@@ -111,7 +142,9 @@ def test_the_catalogue_says_labels_licence_and_where_to_ask(run: Run) -> None:
     assert code == 0
     assert rows["affectnet"]["labels"] == ["expression", "valence", "arousal"]
     assert rows["affectnet"]["options"]["expressions"]["default"] == 8
-    assert all(row["url"].startswith("http") == (row["licence"] != "yours") for row in rows.values())
+    assert all(
+        row["url"].startswith("http") == (row["licence"] not in ("yours", "ours (Apache-2.0)")) for row in rows.values()
+    )
 
 
 def test_the_catalogue_is_a_table_for_people(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -139,9 +172,13 @@ def test_index_accepts_shards_without_an_index(drawn: str, run: Run) -> None:
         (("synth", "/nowhere/x", "--split", "train=2"), "split 'train=2' is not understood"),
         (("build", "folder", "/nowhere", "/nowhere/x", "--labels", "x.csv"), "no label is named"),
         (("build", "affectnet", "/nowhere", "/nowhere/x"), "/nowhere holds no AffectNet"),
-        (("build", "affectnet", "/nowhere", "/nowhere/x", "margn=1"), "unknown key 'margn'; did you mean 'margin'?"),
-        (("build", "affectnet", "/nowhere", "/nowhere/x", "crop"), "option 'crop': write it as key=value; affectnet"),
+        (("build", "affectnet", "/nowhere", "/nowhere/x", "--margn", "1"), "No such option: --margn"),
+        (("build", "affectnet", "/nowhere", "/nowhere/x", "--margin", "9"), "margin: given 9, allowed at most 2"),
+        (("build", "affectnet", "/nowhere", "/nowhere/x", "--expressions", "9"), "expressions: given 9, allowed 8"),
+        (("build", "afectnet", "/nowhere", "/nowhere/x"), "No such command 'afectnet'"),
         (("build", "folder", "/nowhere", "/nowhere/x", "--labels", "x.csv", "--label", "a"), "no folder /nowhere"),
+        (("build", "folder", "/nowhere", "/nowhere/x"), "no folder /nowhere"),
+        (("build", "folder", "s3://there/faces", "/nowhere/x"), "a folder a class is read from a local folder"),
     ],
 )
 def test_a_mistake_is_one_line(run: Run, arguments: tuple[str, ...], cause: str) -> None:

@@ -58,7 +58,7 @@ class CKPlus(OriginalsAdapter):
         self._options = options
         self._landmarks = source / "Landmarks"
         if options.crop and not self._landmarks.is_dir():
-            raise UserError(f"crop: no folder {self._landmarks}; unpack the landmarks of CK+, or give crop=false")
+            raise UserError(f"crop: no folder {self._landmarks}; unpack the landmarks of CK+, or give --no-crop")
 
     @property
     @override

@@ -1,19 +1,24 @@
-"""Adapter of a folder of pictures with a table of labels (CSV with a header line)."""
+"""One's own pictures: a folder with a table of labels (CSV with a header line), or with a folder a class."""
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from typing_extensions import override
 
+from hmtl_dist.config.base import Section
+from hmtl_dist.data.catalog.class_folders import ORDER, SPLITS, ClassFolders
 from hmtl_dist.data.catalog.registry import DataSet
 from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError, SampleRef
-from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, is_missing, read_value
+from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, is_missing, parse_labels, read_value
 from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.data.storage import Storage, open_storage
 from hmtl_dist.errors import UserError
 
+MAX_SPLITS = 20
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 MAX_FILE_BYTES = 256 << 20
 """A picture file larger than this is left out instead of being read into memory."""
 
@@ -27,13 +32,22 @@ class FolderAdapter(Adapter):
         file_column: column with the picture's path under `source`.
         specs: columns to keep as labels; the classes of a category without given ones are the values found, sorted.
         group: column that says whom a picture belongs to, None for none.
+        split_column: column that says which split a picture is in, None for none; train, val and test go by several
+            names (`class_folders.SPLITS`).
 
     Raises:
         UserError: when the folder or the file cannot be read, or a column is missing.
     """
 
     def __init__(
-        self, source: str, labels: Path, *, file_column: str, specs: Sequence[LabelSpec], group: str | None = None
+        self,
+        source: str,
+        labels: Path,
+        *,
+        file_column: str,
+        specs: Sequence[LabelSpec],
+        group: str | None = None,
+        split_column: str | None = None,
     ) -> None:
         if "://" not in source and not Path(source).is_dir():
             raise UserError(f"no folder {source}: give the folder that holds the pictures")
@@ -42,8 +56,11 @@ class FolderAdapter(Adapter):
         self._labels = beside if not labels.exists() and beside.is_file() else labels
         self._file_column = file_column
         self._group = group
-        self._check_columns([file_column, *(spec.name for spec in specs), *([group] if group else [])])
+        self._split_column = split_column
+        named = [name for name in (group, split_column) if name is not None]
+        self._check_columns([file_column, *(spec.name for spec in specs), *named])
         self._fields = self._find_fields(specs)
+        self._splits = self._find_splits()
 
     @property
     @override
@@ -54,6 +71,11 @@ class FolderAdapter(Adapter):
     @override
     def group(self) -> str | None:
         return self._group
+
+    @property
+    @override
+    def splits(self) -> tuple[str, ...]:
+        return self._splits
 
     @override
     def refs(self) -> Iterator[SampleRef | Rejected]:
@@ -90,7 +112,38 @@ class FolderAdapter(Adapter):
             raise ValueError("the path leads out of the folder")
         labels = {label: read_value(row.get(label) or "", label, field) for label, field in self._fields.items()}
         group = (row.get(self._group) or "").strip() if self._group else ""
-        return SampleRef(path.as_posix(), labels, group or None)
+        return SampleRef(path.as_posix(), labels, group or None, split=self._split_of(row))
+
+    def _split_of(self, row: Mapping[str, str | None]) -> str | None:
+        if self._split_column is None:
+            return None
+        given = (row.get(self._split_column) or "").strip()
+        if not given:
+            raise ValueError(f"column {self._split_column} is empty")
+        return SPLITS.get(given.lower(), given)
+
+    def _find_splits(self) -> tuple[str, ...]:
+        """The splits of the table, those of `ORDER` first."""
+        if self._split_column is None:
+            return ()
+        found: dict[str, str] = {}
+        for _, row in self._rows():
+            given = (row.get(self._split_column) or "").strip()
+            if not given or _is_ragged(row):
+                continue
+            name = SPLITS.get(given.lower(), given)
+            if found.setdefault(name, given).lower() != given.lower():
+                raise UserError(
+                    f"column {self._split_column!r} has {found[name]!r} and {given!r}, which are one split: call it "
+                    f"{name} in every row"
+                )
+            if len(found) > MAX_SPLITS:
+                raise UserError(f"column {self._split_column!r} has more than {MAX_SPLITS} different values: no splits")
+        if odd := sorted(name for name in found if not _NAME.fullmatch(name)):
+            raise UserError(f"column {self._split_column!r} has {odd[0]!r}: name splits with letters, digits, - and _")
+        if not found:
+            raise UserError(f"column {self._split_column!r} is empty in every row: leave it out")
+        return (*(name for name in ORDER if name in found), *sorted(found.keys() - set(ORDER)))
 
     def _rows(self) -> Iterator[tuple[int, Mapping[str, str | None]]]:
         try:
@@ -147,9 +200,13 @@ class FolderAdapter(Adapter):
         return fields
 
 
+def _is_ragged(row: Mapping[str, str | None]) -> bool:
+    return None in row or None in row.values()
+
+
 def _refuse_ragged(row: Mapping[str, str | None]) -> None:
     """Raise `ValueError` for a row that is cut short or too long: its values may be those of other columns."""
-    if None in row or None in row.values():
+    if _is_ragged(row):
         raise ValueError("the row has more or fewer cells than the header line")
 
 
@@ -159,12 +216,64 @@ def _storage(url: str) -> Storage:
     return open_storage(url)
 
 
+class Options(Section):
+    """How the folder is read."""
+
+    labels: Path | None = None
+    """CSV file with a header line and a row a picture, also one in SRC; without it SRC has a folder a class."""
+    label: tuple[str, ...] = ()
+    """NAME, NAME:category:CLASS,CLASS or NAME:number[:UNIT] of a column to keep; may be given several times. Without a
+    CSV file the name of what the folders are, otherwise `expression`."""
+    file_column: str = "file"
+    """Column with the picture's path under SRC."""
+    group: str | None = None
+    """Column that says whom a picture belongs to."""
+    split_column: str | None = None
+    """Column that says which split a picture is in, such as train, val or test."""
+
+
+def open_folder(source: str, options: Options) -> Adapter:
+    """The adapter of a folder with a CSV file, or of one with a folder a class.
+
+    Raises:
+        UserError: when what is asked for does not go together, or is not there.
+    """
+    specs = parse_labels(options.label)
+    if options.labels is not None:
+        if not specs:
+            raise UserError("no label is named: give at least one, like --label expression or --label age:number:years")
+        return FolderAdapter(
+            source,
+            options.labels,
+            file_column=options.file_column,
+            specs=specs,
+            group=options.group,
+            split_column=options.split_column,
+        )
+    if options.group or options.split_column or options.file_column != "file":
+        raise UserError("--group, --file-column and --split-column name columns of a CSV file: give it with --labels")
+    if len(specs) > 1 or any(spec.kind == "number" or spec.classes for spec in specs):
+        raise UserError(
+            "--label: without a CSV file it is the one name of what the folders are, like --label expression"
+        )
+    if "://" in source:
+        raise UserError(f"{source}: a folder a class is read from a local folder; for S3 give --labels FILE")
+    if tables := sorted(path.name for path in Path(source).glob("*.csv")):
+        raise UserError(
+            f"{source} holds {tables[0]}: give it with --labels {tables[0]}, or move it elsewhere if the folders are "
+            "the classes"
+        )
+    return ClassFolders(Path(source), specs[0].name if specs else "expression")
+
+
 DATASET = DataSet(
     name="folder",
-    title="a folder with a CSV file",
-    labels=("columns of the file",),
+    title="your own: a CSV file, or a folder a class",
+    labels=("columns of the file", "or the folders' names"),
     licence="yours",
     url="",
     splits="train=0.8,val=0.2",
-    group="a column of the file",
+    source="url",
+    options=Options,
+    open=open_folder,
 )

@@ -2,17 +2,16 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 import hmtl_dist.data.catalog as package
 from hmtl_dist.config.base import Section
-from hmtl_dist.config.dialect import parse
 from hmtl_dist.config.explain import choices, explain
 from hmtl_dist.data.dataset.adapter import Adapter
 from hmtl_dist.errors import UserError
@@ -38,12 +37,17 @@ class DataSet:
     """The authors' page, where it is asked for or downloaded."""
     splits: str
     """How it is split unless asked otherwise: `published`, or shares like `train=0.8,val=0.2`."""
+    open: Callable[[Any, Any], Adapter]
+    """Makes the adapter from where the originals are (see `source`) and the options."""
     group: str | None = None
     """Whom pictures belong to that may not be on two sides of a split."""
     options: type[Section] = NoOptions
     """In which ways it can be read."""
-    open: Callable[[Path, Any], Adapter] | None = None
-    """Makes the adapter from the folder of originals and the options; None for what has a command of its own."""
+    source: Literal["folder", "url", "none"] = "folder"
+    """What `open` is given: the `Path` of the folder that archives were unpacked to; a folder's path or URL as text; or
+    None, for what is made from nothing."""
+    shard_samples: int = 1000
+    """Samples a shard, unless asked otherwise."""
 
 
 @lru_cache(maxsize=1)
@@ -57,33 +61,24 @@ def data_sets() -> dict[str, DataSet]:
     return dict(sorted(found.items()))
 
 
-def open_data_set(name: str, source: Path, overrides: Sequence[str] = ()) -> Adapter:
+def open_data_set(name: str, source: str | Path | None, options: Mapping[str, Any] | None = None) -> Adapter:
     """The adapter of a data set.
 
     Args:
         name: one of `data_sets()`.
-        source: folder that its originals were unpacked into.
-        overrides: options as `key=value`, the value in YAML.
+        source: folder that its originals were unpacked into; None for a set that is made from nothing.
+        options: those of the set's section that are given.
 
     Raises:
         UserError: when there is no such set, an option is not understood, or the folder does not hold the set.
     """
     data_set = data_sets().get(name)
-    if data_set is None or data_set.open is None:
+    if data_set is None:
         raise UserError(f"data set {name!r}: no such set; {choices(name, list(data_sets()))}")
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise UserError(f"option {override!r}: write it as key=value; {_allowed(data_set)}")
-        values[key] = parse(text, key)
     try:
-        options = data_set.options.model_validate(values)
+        section = data_set.options.model_validate(dict(options or {}))
     except ValidationError as error:
         raise UserError(explain(error, data_set.options)) from error
-    return data_set.open(source, options)
-
-
-def _allowed(data_set: DataSet) -> str:
-    names = ", ".join(data_set.options.model_fields)
-    return f"{data_set.name} knows {names}" if names else f"{data_set.name} has no options"
+    if source is None or data_set.source == "none":
+        return data_set.open(None, section)
+    return data_set.open(Path(source) if data_set.source == "folder" else str(source), section)

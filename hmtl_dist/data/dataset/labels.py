@@ -1,6 +1,7 @@
 """Labels as people write them: `expression`, `expression:category:neutral,happy`, `age:number:years`."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def parse_label(text: str) -> LabelSpec:
     return LabelSpec(name, kind, classes, detail if kind == "number" else "")
 
 
-def parse_labels(texts: list[str]) -> list[LabelSpec]:
+def parse_labels(texts: Sequence[str]) -> list[LabelSpec]:
     """Read several labels, each named once.
 
     Raises:

@@ -32,6 +32,11 @@ class Spool:
     rejected: list[Rejected] = field(default_factory=list[Rejected])
 
 
+def _as_utf8(text: str) -> str:
+    """The text with a question mark for what cannot be written."""
+    return text.encode(errors="replace").decode()
+
+
 def write_spool(adapter: Adapter, path: Path, seed: int) -> Spool:
     """Write what an adapter names to a file."""
     offsets: list[int] = []
@@ -45,9 +50,9 @@ def write_spool(adapter: Adapter, path: Path, seed: int) -> Spool:
     with path.open("wb") as file:
         for ref in adapter.refs():
             if isinstance(ref, Rejected):
-                rejected.append(ref)
+                rejected.append(Rejected(_as_utf8(ref.name), _as_utf8(ref.reason)))
                 continue
-            if (name := ref.name.encode(errors="replace").decode()) != ref.name:  # as other systems name files
+            if (name := _as_utf8(ref.name)) != ref.name:  # as other systems name files
                 rejected.append(Rejected(name, "its name is no UTF-8"))
                 continue
             line = _line(ref)

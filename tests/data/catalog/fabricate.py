@@ -258,7 +258,7 @@ def celeba(folder: Path, pictures: int = 12) -> Path:
     return folder
 
 
-def imagefolder(folder: Path, splits: Sequence[str] = ("train", "valid")) -> Path:
+def class_folders(folder: Path, splits: Sequence[str] = ("train", "valid")) -> Path:
     for place, split in enumerate(splits or ("",)):
         for label, name in enumerate(("calm", "glad")):
             for number in range(5):
@@ -358,9 +358,9 @@ TREES: dict[str, Callable[[Path], Path]] = {
     "fairface": fairface,
     "fer2013": fer2013,
     "ferplus": ferplus,
+    "folder": class_folders,
     "genki4k": genki4k,
-    "imagefolder": imagefolder,
     "rafdb": rafdb,
     "utkface": utkface,
 }
-"""A fabricator for every set."""
+"""A fabricator for every set that is made from something."""

@@ -49,7 +49,7 @@ def test_faces_are_cut_out_by_their_boxes(tmp_path: Path) -> None:
 
 
 def test_seven_expressions_leave_contempt_out(tmp_path: Path) -> None:
-    adapter = open_data_set("affectnet", affectnet_2017(tmp_path, 8, 0), ["expressions=7"])
+    adapter = open_data_set("affectnet", affectnet_2017(tmp_path, 8, 0), {"expressions": 7})
     assert "contempt" not in adapter.fields["expression"].classes
     assert rejected_of("affectnet", tmp_path, "expressions=7") == {
         "1/00000007.jpg": "the expression is contempt, none of the 7 that are kept"

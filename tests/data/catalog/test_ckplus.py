@@ -25,7 +25,7 @@ def test_the_first_frame_may_serve_as_neutral(tmp_path: Path) -> None:
     source = ckplus(tmp_path, subjects=1, sequences=1)
     refs = refs_of("ckplus", source, "neutral=true", "frames=1")
     assert [ref.labels["expression"] for ref in refs.values()] == ["neutral", "anger"]
-    assert "neutral" in open_data_set("ckplus", source, ["neutral=true"]).fields["expression"].classes
+    assert "neutral" in open_data_set("ckplus", source, {"neutral": True}).fields["expression"].classes
     assert "neutral" not in open_data_set("ckplus", source).fields["expression"].classes
 
 
@@ -51,6 +51,6 @@ def test_a_subject_is_on_one_side_and_what_is_broken_is_named(tmp_path: Path) ->
 def test_without_landmarks_the_whole_frame_has_to_be_asked_for(tmp_path: Path) -> None:
     source = ckplus(tmp_path, subjects=1)
     shutil.rmtree(source / "Landmarks")
-    with pytest.raises(UserError, match="give crop=false"):
+    with pytest.raises(UserError, match="give --no-crop"):
         open_data_set("ckplus", source)
     assert rejected_of("ckplus", source, "crop=false") == {}

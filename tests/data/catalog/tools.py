@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hmtl_dist.config.dialect import parse
 from hmtl_dist.data.catalog.registry import data_sets, open_data_set
-from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
+from hmtl_dist.data.dataset.adapter import Adapter, Rejected, SampleRef
 from hmtl_dist.data.dataset.build import BuildReport, BuildSettings, build
 from hmtl_dist.data.dataset.index import open_index
 from hmtl_dist.data.dataset.split import parse_split
@@ -73,22 +74,29 @@ def write_csv(file: Path, rows: Iterable[Sequence[object]]) -> None:
 # --- what is read of a tree ----------------------------------------------------------------------------------------
 
 
+def opened(name: str, source: Path, *options: str) -> Adapter:
+    """The adapter with options as `key=value`, the value in YAML."""
+    return open_data_set(
+        name, source, {key: parse(text, key) for key, _, text in (one.partition("=") for one in options)}
+    )
+
+
 def refs_of(name: str, source: Path, *options: str) -> dict[str, SampleRef]:
     """The samples by name."""
-    return {ref.name: ref for ref in open_data_set(name, source, options).refs() if isinstance(ref, SampleRef)}
+    return {ref.name: ref for ref in opened(name, source, *options).refs() if isinstance(ref, SampleRef)}
 
 
 def rejected_of(name: str, source: Path, *options: str) -> dict[str, str]:
     """The reasons by name, of what is left out before pictures are loaded."""
-    return {ref.name: ref.reason for ref in open_data_set(name, source, options).refs() if isinstance(ref, Rejected)}
+    return {ref.name: ref.reason for ref in opened(name, source, *options).refs() if isinstance(ref, Rejected)}
 
 
 def built(name: str, source: Path, out: Path, *options: str) -> BuildReport:
     """The set as `hmtl-dist data build` makes it."""
-    split = data_sets()[name].splits
-    shares = {} if split == "published" else parse_split(split)
+    adapter = opened(name, source, *options)
+    shares = {} if adapter.splits else parse_split(data_sets()[name].splits)
     settings = BuildSettings(dataset=name, splits=shares, shard_samples=16, drop_duplicates=True)
-    return build(open_data_set(name, source, options), str(out), settings)
+    return build(adapter, str(out), settings)
 
 
 def reasons(report: BuildReport) -> dict[str, str]:
