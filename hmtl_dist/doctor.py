@@ -216,9 +216,7 @@ def _local_s3(services: ServicesInfo, *, signed_by_environment: bool) -> Check:
         storage.exists("doctor")
     except UserError as error:
         return Check("s3", "fail", str(error), 'run: eval "$(hmtl-dist services env)"')
-    if signed_by_environment:
-        return Check("s3", "ok", f"{services.endpoint} (local)")
-    return Check("s3", "ok", f'{services.endpoint} (local); to use it: eval "$(hmtl-dist services env)"')
+    return Check("s3", "ok", f"{services.endpoint} (local)")
 
 
 def _readable(url: str) -> Check:

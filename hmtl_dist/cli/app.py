@@ -111,13 +111,27 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+OWN_STORES = frozenset({"config", "demo", "recipes", "services", "spaces", "submit"})
+"""Commands that read and write nothing in S3 and MLflow, or know by themselves where they are."""
+
+
 @app.callback()
 def root(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version and leave.")
     ] = False,
 ) -> None:
     """Train Hybrid Multi-Task Learning models for faces, from shards in object storage to a tracked model."""
+    if context.invoked_subcommand in OWN_STORES or context.resilient_parsing:
+        return
+    from hmtl_dist.config.io import home
+
+    if (home() / "services").exists():  # else nothing of them has to be imported
+        from hmtl_dist.services.store import use_local
+
+        if used := use_local():
+            typer.echo(f"using the local {' and '.join(used)} (`hmtl-dist services stop` ends them)", err=True)
 
 
 @app.command()

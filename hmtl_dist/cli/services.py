@@ -21,7 +21,8 @@ def start() -> None:
     for name, label, url in (("s3", "S3", info.endpoint), ("mlflow", "MLflow", info.tracking_uri)):
         typer.echo(f"{label:<7} {url}  {'started' if name in info.started else 'was already running'}")
     typer.echo(f"bucket  {info.bucket_url}")
-    typer.echo('use them in this shell:  eval "$(hmtl-dist services env)"')
+    typer.echo("hmtl-dist uses them where no other S3 or MLflow is set")
+    typer.echo('other programs of this shell:  eval "$(hmtl-dist services env)"')
 
 
 @app.command("stop")

@@ -1,6 +1,7 @@
 """The local services: started once, found again, private, stopped."""
 
 import json
+import os
 import shutil
 import socket
 import stat
@@ -14,11 +15,12 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from hmtl_dist.cli.app import app as whole_app
 from hmtl_dist.cli.services import app
 from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from hmtl_dist.services import ServicesInfo, running, seaweedfs, services_status, start_services, stop_services
-from hmtl_dist.services.store import known_mlflow
+from hmtl_dist.services.store import known_mlflow, use_local
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,60 @@ def test_a_leftover_session_token_does_no_harm(services: ServicesInfo, monkeypat
 def test_mlflow_answers_and_shows_its_page(services: ServicesInfo) -> None:
     with urllib.request.urlopen(services.tracking_uri, timeout=20) as page:
         assert b"<html" in page.read()
+
+
+@pytest.fixture
+def bare(home: Path) -> Generator[None]:
+    """An environment that leads to no S3 and no MLflow; what is set in it is gone afterwards."""
+    before = dict(os.environ)
+    leading = ("AWS_ACCESS", "AWS_SECRET", "AWS_ENDPOINT", "AWS_PROFILE", "MLFLOW_TRACKING")
+    for name in [name for name in os.environ if name.startswith(leading)]:
+        del os.environ[name]
+    os.environ["HMTL_HOME"] = str(home)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_command_uses_the_local_services_and_says_so(services: ServicesInfo) -> None:
+    result = CliRunner().invoke(whole_app, ["data", "info", f"{services.bucket_url}/gone"])
+    first, *rest = result.stderr.splitlines()
+    assert first == "using the local S3 and MLflow (`hmtl-dist services stop` ends them)"
+    assert [line for line in rest if "no data set at s3://hmtl/gone" in line] == rest  # it was let in
+    assert os.environ["MLFLOW_TRACKING_URI"] == services.tracking_uri
+    assert os.environ["AWS_ENDPOINT_URL"] == services.endpoint
+
+
+@pytest.mark.usefixtures("bare", "services")
+@pytest.mark.parametrize(
+    ("variables", "used"),
+    [
+        ({}, ("S3", "MLflow")),
+        ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, ("S3",)),
+        ({"AWS_PROFILE": "work"}, ("MLflow",)),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, ("MLflow",)),
+        ({"AWS_ACCESS_KEY_ID": "k", "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, ()),
+        ({"HOME": "{aws}", "AWS_SHARED_CREDENTIALS_FILE": ""}, ("MLflow",)),
+        ({"HMTL_HOME": "{aws}"}, ()),
+    ],
+)
+def test_what_is_set_comes_before_the_local_services(
+    tmp_path: Path, variables: dict[str, str], used: tuple[str, ...]
+) -> None:
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "credentials").write_text("[default]\n")
+    os.environ.update({name: value.format(aws=tmp_path) for name, value in variables.items()})
+    before = dict(os.environ)
+    assert use_local() == used
+    changed = {name for name in os.environ if os.environ[name] != before.get(name)}
+    assert ("MLFLOW_TRACKING_URI" in changed) == ("MLflow" in used)
+    assert ("AWS_ENDPOINT_URL" in changed) == ("S3" in used)
+
+
+@pytest.mark.usefixtures("bare", "services")
+def test_commands_that_need_no_store_say_nothing() -> None:
+    assert CliRunner().invoke(whole_app, ["recipes", "ls"]).stderr == ""
 
 
 def test_starting_again_starts_nothing(home: Path, services: ServicesInfo) -> None:

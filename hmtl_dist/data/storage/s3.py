@@ -359,7 +359,10 @@ def _reason(error: Exception, storage: S3Storage, key: str) -> UserError:
     if isinstance(error, boto_errors.ClientError):
         return refusal(_code(error), _status(error), bucket=storage.bucket, url=url, endpoint=endpoint)
     if isinstance(error, boto_errors.NoCredentialsError | boto_errors.PartialCredentialsError):
-        return UserError(f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+        return UserError(
+            f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
+            "for a server on this machine: hmtl-dist services start"
+        )
     if isinstance(error, boto_errors.SSLError):
         return UserError(f"no secure connection to {endpoint}: check AWS_ENDPOINT_URL and its certificate")
     if isinstance(error, boto_errors.ParamValidationError):
