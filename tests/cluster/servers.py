@@ -39,6 +39,8 @@ class Servers:
     s3: str
     mlflow: str
     secrets: Path
+    postgres: str
+    """How PostgreSQL's own programs reach MLflow's database; its password is a secret's file."""
 
     def access(self, identity: str) -> S3Access:
         keys = configparser.ConfigParser()
@@ -182,7 +184,8 @@ def compose_servers(*names: str) -> Generator[Servers]:
     mlflow |= {"MLFLOW_HOST": "127.0.0.1", "MLFLOW_PORT": str(mlflow_port), "MLFLOW_WORKERS": "1"}
     mlflow |= {"AWS_SHARED_CREDENTIALS_FILE": str(secrets / "aws_mlflow")}
     setup = compose["setup"]["environment"] | addresses | {"AWS_SHARED_CREDENTIALS_FILE": str(secrets / "aws_admin")}
-    found = Servers(addresses["AWS_ENDPOINT_URL"], addresses["MLFLOW_TRACKING_URI"], secrets)
+    database = f"host=127.0.0.1 port={postgres_port} user=mlflow dbname=mlflow"
+    found = Servers(addresses["AWS_ENDPOINT_URL"], addresses["MLFLOW_TRACKING_URI"], secrets, database)
 
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -54,6 +54,12 @@ def test_every_installation_into_the_image_is_pinned(dockerfile: list[str]) -> N
     assert dockerfile.index(copied) < next(number for number, line in enumerate(dockerfile) if "pip install" in line)
 
 
+def test_image_has_byte_code_of_all_that_is_installed(dockerfile: list[str]) -> None:
+    text = "\n".join(dockerfile)
+    for against in ("__pycache__", "--no-compile", "PIP_NO_COMPILE", "PYTHONDONTWRITEBYTECODE"):
+        assert against not in text
+
+
 def test_what_the_image_names_is_in_the_tested_set(dockerfile: list[str]) -> None:
     line = next(line for line in dockerfile if "pip install" in line and "torch" in line)
     names = re.findall(r"(?<=\s)'?([a-z]+)", line.split("--constraint constraints.txt")[1])
