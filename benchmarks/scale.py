@@ -8,7 +8,8 @@ checkpoint. Steps and fetches vary as log-normal draws do.
     python -m benchmarks.scale                              # with the figures below
     python -m benchmarks.scale --set step_seconds=0.11 --set s3_total_mb=4000
     python -m benchmarks.scale --run ~/.hmtl_dist/runs/NAME # step time and its spread from a run with one worker
-    python -m benchmarks.scale_fit                          # measures all of it here, and how far a prediction is off
+    python -m benchmarks.scale_fit --save world.json        # measures it here, and how far a prediction is off
+    python -m benchmarks.scale --world world.json --set s3_total_mb=5000 --set mtbf_hours=2000  # S3 for many, failures
     python -m benchmarks.scale --run ONE --against TWO --against-workers 2  # how far the prediction is from another run
 
 What limits a size is found by taking one thing away at a time: the one without which most would be gained.
@@ -48,6 +49,8 @@ class World:
     """Megabytes a second that one worker can take."""
     s3_total_mb: float = 5000.0
     """Megabytes a second that S3 gives to all together."""
+    s3_transfer_spread: float = 0.3
+    """Standard deviation over mean of the time that a fetch's bytes take."""
     s3_latency: float = 0.03
     """Seconds to the first byte of a fetch."""
     s3_spread: float = 1.0
@@ -109,7 +112,8 @@ def simulate(world: World, workers: int, seed: int = 0, steps: int = STEPS) -> P
     for first in range(0, steps, block):
         size = min(block, steps - first)
         compute = _draws(rng, slower * world.step_seconds, world.step_spread, (size, workers))
-        fetch = _fetching(world, workers) + _draws(rng, _latency(world), _spread(world), (size, workers))
+        transfer = _draws(rng, _transfer(world, workers), _of_sum(world, world.s3_transfer_spread), (size, workers))
+        fetch = transfer + _draws(rng, _latency(world), _of_sum(world, world.s3_spread), (size, workers))
         produce = np.maximum(fetch, world.batch_per_worker / world.decode_per_second)
         for number in range(size):
             step = first + number
@@ -173,7 +177,7 @@ def _crowding(world: World, workers: int) -> float:
     return 1 + (world.crowding - 1) * others / (world.workers_per_machine - 1)
 
 
-def _fetching(world: World, workers: int) -> float:
+def _transfer(world: World, workers: int) -> float:
     """Seconds of transfer for a batch of one worker, while all of them fetch."""
     bandwidth = min(world.s3_worker_mb, world.s3_total_mb / workers)
     return world.batch_per_worker * world.picture_mb / bandwidth
@@ -184,9 +188,9 @@ def _latency(world: World) -> float:
     return world.s3_latency * math.ceil(world.batch_per_worker / world.pictures_per_fetch / world.in_flight)
 
 
-def _spread(world: World) -> float:
-    """Spread of the sum of a batch's fetches: it falls with their number."""
-    return world.s3_spread / math.sqrt(max(1.0, world.batch_per_worker / world.pictures_per_fetch))
+def _of_sum(world: World, spread: float) -> float:
+    """Return the spread of the sum of a batch's fetches, by that of one: it falls with their number."""
+    return spread / math.sqrt(max(1.0, world.batch_per_worker / world.pictures_per_fetch))
 
 
 def _all_reduce(world: World, workers: int) -> float:
@@ -231,9 +235,18 @@ def fitted(world: World, run: Path, batch: int) -> World:
     )
 
 
+def read_world(file: Path) -> World:
+    """Read a world as `scale_fit` writes it."""
+    try:
+        return World(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"error: {file} holds no world ({error})") from error
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, help="a world that `scale_fit --save` has measured; guesses if not given")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a figure of the world")
     parser.add_argument("--run", type=Path, help="folder of a measured run with one worker")
     parser.add_argument("--batch-per-worker", type=int, default=None, help="of that run; the world's if empty")
@@ -241,8 +254,8 @@ def main() -> None:
     parser.add_argument("--against-workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    world = World()
-    types: dict[str, Any] = {one.name: type(getattr(world, one.name)) for one in fields(World)}
+    world = read_world(arguments.world) if arguments.world else World()
+    types: dict[str, Any] = {one.name: type(getattr(World(), one.name)) for one in fields(World)}
     for text in arguments.set:
         name, _, value = str(text).partition("=")
         if name not in types:

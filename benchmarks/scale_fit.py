@@ -41,6 +41,8 @@ WARM_UP_STEPS = 5
 LOADED_STEPS = 20
 """Batches that the loaders alone are timed with."""
 REQUESTS = 60
+SHARD_ROUNDS = 3
+"""How often every shard is read."""
 CROWDED_STEPS = 8
 CROWDED_ROUNDS = 5
 SMALL_COLLECTIVES = 3
@@ -123,12 +125,19 @@ def _storage(index: ShardIndex) -> dict[str, float]:
         begun = time.perf_counter()
         index.storage.read(index.names[shard], start=start, length=1024)
         latencies.append(time.perf_counter() - begun)
-    begun, num_bytes = time.perf_counter(), 0
-    for shard in range(len(index)):
-        num_bytes += len(index.storage.read(index.names[shard]))
-    bandwidth = num_bytes / 1e6 / (time.perf_counter() - begun)
-    mean = statistics.mean(latencies)
-    return {"s3_latency": mean, "s3_spread": statistics.stdev(latencies) / mean, "s3_worker_mb": bandwidth}
+    latency = statistics.mean(latencies)
+    seconds_of_a_megabyte: list[float] = []
+    for shard in [*range(len(index))] * SHARD_ROUNDS:
+        begun = time.perf_counter()
+        num_bytes = len(index.storage.read(index.names[shard]))
+        seconds_of_a_megabyte.append((time.perf_counter() - begun) / (num_bytes / 1e6))
+    transfer = statistics.mean(seconds_of_a_megabyte)
+    return {
+        "s3_latency": latency,
+        "s3_spread": statistics.stdev(latencies) / latency,
+        "s3_worker_mb": 1 / transfer,
+        "s3_transfer_spread": statistics.stdev(seconds_of_a_megabyte) / transfer,
+    }
 
 
 def network(megabytes: float) -> tuple[float, float]:
@@ -210,6 +219,7 @@ def world_of(
         decode_per_second=one["decode_per_second"],
         s3_worker_mb=one["s3_worker_mb"],
         s3_total_mb=one["s3_worker_mb"],
+        s3_transfer_spread=one["s3_transfer_spread"],
         s3_latency=one["s3_latency"],
         s3_spread=one["s3_spread"],
         gradient_mb=one["gradient_mb"],
@@ -230,6 +240,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a run")
     parser.add_argument("--batch-size", type=int, default=16, help="samples of a worker's step")
     parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--save", type=Path, help="file for what was measured, for `benchmarks.scale --world`")
     parser.add_argument("--backbone", default="efficientnet_b0")
     arguments = parser.parse_args()
     keys = ["data.num_workers=1", f"model.backbone={arguments.backbone}", "augment=weak", "data.lanes=2"]
@@ -248,6 +259,8 @@ def main() -> None:
     slower = crowding(arguments.backbone, arguments.image_size, arguments.batch_size)
     world = world_of(one, arguments.batch_size, bandwidth=bandwidth, latency=latency, cores=cores, slower=slower)
     print("fitted on one worker: " + " ".join(f"{name}={value:.4g}" for name, value in asdict(world).items()))
+    if arguments.save:
+        arguments.save.write_text(json.dumps(asdict(world), indent=1))
     two = run(2)
     for workers, found in ((1, one), (2, two)):
         predicted = simulate(world, workers)

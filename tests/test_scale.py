@@ -2,13 +2,13 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import scale_fit
-from benchmarks.scale import World, explain, fitted, lost_share, simulate
+from benchmarks.scale import World, explain, fitted, lost_share, read_world, simulate
 
 PERFECT = World(
     step_spread=0.0,
@@ -16,6 +16,7 @@ PERFECT = World(
     s3_worker_mb=math.inf,
     s3_total_mb=math.inf,
     s3_latency=0.0,
+    s3_transfer_spread=0.0,
     gradient_mb=0.0,
     network_latency=0.0,
     mtbf_hours=math.inf,
@@ -104,7 +105,13 @@ def test_step_of_a_measured_run_is_told_from_its_waiting(tmp_path: Path) -> None
 
 def test_measured_worker_becomes_a_world_that_predicts_it() -> None:
     one = {"computes": [0.2, 0.2, 0.2], "cpu_seconds": 0.3, "gradient_mb": 20.0, "picture_mb": 0.01}
-    one |= {"decode_per_second": 200.0, "s3_worker_mb": 100.0, "s3_latency": 0.001, "s3_spread": 0.5}
+    one |= {
+        "decode_per_second": 200.0,
+        "s3_worker_mb": 100.0,
+        "s3_latency": 0.001,
+        "s3_spread": 0.5,
+        "s3_transfer_spread": 0.2,
+    }
     world = scale_fit.world_of(one, 16, bandwidth=1000.0, latency=0.001, cores=2)
     assert simulate(world, 1).images_per_second == pytest.approx(16 / 0.2)
     assert simulate(world, 2).images_per_second == pytest.approx(2 * 16 / 0.3)  # 0.6 s of processor on two cores
@@ -115,3 +122,17 @@ def test_all_reduce_is_really_timed() -> None:
     bandwidth, latency = scale_fit.network(8.0)
     assert 1 < bandwidth < 1e6
     assert 0 < latency < 1
+
+
+def test_a_measured_world_is_kept_and_its_figures_may_be_set(tmp_path: Path) -> None:
+    world = replace(PERFECT, cores_per_machine=2, mtbf_hours=math.inf)
+    (tmp_path / "world.json").write_text(json.dumps(asdict(world)))
+    assert read_world(tmp_path / "world.json") == world
+    (tmp_path / "world.json").write_text('{"steps": 1}')
+    with pytest.raises(SystemExit, match=r"world\.json holds no world"):
+        read_world(tmp_path / "world.json")
+
+
+def test_bandwidth_that_varies_costs_what_a_queue_does_not_hide() -> None:
+    world = replace(PERFECT, s3_worker_mb=5.5, prefetch_batches=1)  # a batch of 1.28 MB takes 0.23 s of a step's 0.25
+    assert simulate(replace(world, s3_transfer_spread=1.0), 1).wait_share > simulate(world, 1).wait_share + 0.02
