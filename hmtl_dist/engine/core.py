@@ -22,22 +22,13 @@ from hmtl_dist.engine.optim import (
     check_optimizer_fits,
     learning_rate_at,
 )
+from hmtl_dist.engine.ranks import is_first, world_size
 from hmtl_dist.engine.statistics import RunningStatistics
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import import_timm
 
 Outputs = Mapping[str, Mapping[str, Tensor]]
 NamedParameters = list[tuple[str, nn.Parameter]]
-
-
-def world_size() -> int:
-    """Return the number of ranks, 1 without a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_first() -> bool:
-    """Return whether this is rank 0, as a process without a group is."""
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 class EngineCore(ABC):

@@ -24,14 +24,13 @@ from hmtl_dist.engine.core import (
     by_parameter,
     cpu_copy,
     data_parallel,
-    is_first,
     like_parameter,
     load_replicated_state,
     replicated_state,
     to_channels_last,
-    world_size,
 )
 from hmtl_dist.engine.optim import EngineConfig
+from hmtl_dist.engine.ranks import is_first, world_size
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from hmtl_dist.engine.core import (
     load_replicated_state,
     replicated_state,
     to_channels_last,
-    world_size,
 )
+from hmtl_dist.engine.ranks import world_size
 
 
 class PlainEngine(EngineCore):

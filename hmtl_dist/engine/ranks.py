@@ -12,6 +12,16 @@ from hmtl_dist.errors import UserError
 T = TypeVar("T")
 
 
+def world_size() -> int:
+    """Return the number of ranks, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Return whether this is rank 0, as a process without a group is."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 class TorchRanks:
     """The default process group (gloo or NCCL), as `hmtl_dist.tasks.base.Ranks`.
 
@@ -46,10 +56,10 @@ def read_by_first(read: Callable[[], T]) -> T:
     Raises:
         UserError: Rank 0 met it; every rank raises it.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return read()
     box: list[Any] = [None, None]
-    if dist.get_rank() == 0:
+    if is_first():
         try:
             box[0] = read()
         except UserError as error:
@@ -66,9 +76,9 @@ def tensors_of_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         tensors: By name, on rank 0; what other ranks give is not looked at.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return dict(tensors)
-    first = dist.get_rank() == 0
+    first = is_first()
     forms = read_by_first(lambda: [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()])
     device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
     given: dict[str, Tensor] = {}

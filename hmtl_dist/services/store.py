@@ -32,8 +32,6 @@ def use_local() -> tuple[str, ...]:
     Returns:
         What it uses now: `S3`, `MLflow`, both, or nothing, where the services do not run or others are set.
     """
-    if not (home() / "services" / "services.json").exists():
-        return ()
     try:
         local = running(home())
     except UserError:  # of a damaged record; whoever needs the services is told by them
