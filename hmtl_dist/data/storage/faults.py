@@ -7,6 +7,11 @@ from collections.abc import Callable
 from hmtl_dist.data.storage.base import ObjectChangedError, ObjectMissingError, StorageStats, StorageUnavailableError
 from hmtl_dist.errors import UserError
 
+SIGN_IN = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a server on this machine: "
+    "hmtl-dist services start"
+)
+"""What to do where there are no credentials."""
 BACKOFF_BASE_SECONDS = 0.1
 BACKOFF_CAP_SECONDS = 10.0
 

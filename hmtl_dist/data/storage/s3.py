@@ -35,7 +35,7 @@ from hmtl_dist.data.storage.base import (
     check_prefix,
 )
 from hmtl_dist.data.storage.client import REQUESTS_IN_FLIGHT, S3Access, Session, without_credentials
-from hmtl_dist.data.storage.faults import NOT_S3, Patience, refusal
+from hmtl_dist.data.storage.faults import NOT_S3, SIGN_IN, Patience, refusal
 from hmtl_dist.data.storage.local import file_errors, replace_file
 from hmtl_dist.errors import UserError
 
@@ -359,10 +359,7 @@ def _reason(error: Exception, storage: S3Storage, key: str) -> UserError:
     if isinstance(error, boto_errors.ClientError):
         return refusal(_code(error), _status(error), bucket=storage.bucket, url=url, endpoint=endpoint)
     if isinstance(error, boto_errors.NoCredentialsError | boto_errors.PartialCredentialsError):
-        return UserError(
-            f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; "
-            "for a server on this machine: hmtl-dist services start"
-        )
+        return UserError(f"no credentials for {url}: {SIGN_IN}")
     if isinstance(error, boto_errors.SSLError):
         return UserError(f"no secure connection to {endpoint}: check AWS_ENDPOINT_URL and its certificate")
     if isinstance(error, boto_errors.ParamValidationError):
