@@ -31,6 +31,7 @@ from hmtl_dist.data.dataset.index import ShardIndex, open_index
 from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.data.stream.batches import Stream
 from hmtl_dist.data.stream.plan import Plan
+from hmtl_dist.tasks.so3 import GEOMETRY
 
 WARM_UP_STEPS = 4
 
@@ -80,9 +81,7 @@ def draw_faces(url: str, options: argparse.Namespace) -> None:
 def measure(indexes: dict[str, ShardIndex], options: argparse.Namespace) -> None:
     """Alternate decoding alone and the loader; print rates and ratios."""
     index = next(iter(indexes.values()))
-    transform = GeometricTransform(
-        AugmentConfig(preset="strong"), options.image_size, index.header.fields, seed=0, train=True
-    )
+    transform = GeometricTransform(AugmentConfig(preset="strong"), options.image_size, GEOMETRY, seed=0, train=True)
     pictures = [
         index.storage.read(index.names[shard], start=int(offset), length=int(length))
         for shard in range(len(index))

@@ -12,6 +12,7 @@ from PIL import Image
 from hmtl_dist.augment import PRESETS, AugmentConfig, GeometricTransform
 from hmtl_dist.augment.photometric import CACHE_BYTES, cutout, photometric
 from hmtl_dist.data.decode import DecodeError
+from hmtl_dist.tasks.so3 import GEOMETRY
 
 ndimage: Any = importlib.import_module("scipy.ndimage")  # publishes no types
 
@@ -33,7 +34,7 @@ def smooth(height: int = 64, width: int = 64, seed: int = 0) -> NDArray[np.uint8
 
 
 def transform(size: int = 64, *, train: bool = True, **options: float | str) -> GeometricTransform:
-    return GeometricTransform(AugmentConfig.model_validate({**STILL, **options}), size, POSE, 0, train=train)
+    return GeometricTransform(AugmentConfig.model_validate({**STILL, **options}), size, GEOMETRY, 0, train=train)
 
 
 def picture(pixels: NDArray[np.uint8], params: list[float], size: int = 64, kind: str = "PNG") -> NDArray[np.uint8]:

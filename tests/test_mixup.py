@@ -19,9 +19,9 @@ from hmtl_dist.data.stream.batches import Stream
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Inputs, SingleRank
+from hmtl_dist.tasks.classification import Classification, ClassificationConfig
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
-from hmtl_dist.tasks.supervised import Classification, ClassificationConfig
 from hmtl_dist.tasks.weighting import WeightingConfig
 from hmtl_dist.train.inputs import InputMaker
 from tests.data.stream.streaming import Resize, make_plan, make_set

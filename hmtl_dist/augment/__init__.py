@@ -6,6 +6,6 @@ need torch and are imported by those who use them: the data-loader processes, wh
 """
 
 from hmtl_dist.augment.config import PRESETS, AugmentConfig
-from hmtl_dist.augment.geometry import GeometricTransform
+from hmtl_dist.augment.geometry import GeometricTransform, LabelGeometry
 
-__all__ = ["PRESETS", "AugmentConfig", "GeometricTransform"]
+__all__ = ["PRESETS", "AugmentConfig", "GeometricTransform", "LabelGeometry"]

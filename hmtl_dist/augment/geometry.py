@@ -5,7 +5,8 @@ rotation (degrees, counter-clockwise as the viewer sees it), flip (0 or 1).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -19,23 +20,33 @@ from hmtl_dist.data.decode import decode
 SIDE, ACROSS, DOWN, ANGLE, FLIP = range(5)
 
 
+@dataclass(frozen=True)
+class LabelGeometry:
+    """How an angle in degrees that is a label follows its picture; the section of the task that learns it says so."""
+
+    mirrors: bool = False
+    """A mirrored picture negates it."""
+    turns: bool = False
+    """A picture that is turned turns it by as much, about the camera's axis; it stays in [-180, 180)."""
+
+
 class GeometricTransform:
     """Decodes a picture into its place in a batch: `SampleTransform` of the stream.
 
     Args:
         config: How much is changed.
         image_size: Side of the output in pixels.
-        fields: Names of the labels; `yaw` and `roll`, in degrees, follow the picture.
+        geometry: The number labels that follow the picture, in degrees.
         seed: Seed of the run.
         train: Whether parameters are drawn; else every picture gets the central crop of `eval_crop`.
     """
 
     def __init__(
-        self, config: AugmentConfig, image_size: int, fields: Iterable[str], seed: int, *, train: bool
+        self, config: AugmentConfig, image_size: int, geometry: Mapping[str, LabelGeometry], seed: int, *, train: bool
     ) -> None:
         self._config = config
         self._image_size = image_size
-        self._fields = frozenset(fields)
+        self._geometry = dict(geometry)
         self._seed = seed
         self._train = train
 
@@ -75,22 +86,21 @@ class GeometricTransform:
         cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB, dst=out)
 
     def labels(self, labels: Mapping[str, NDArray[Any]], params: NDArray[np.float32]) -> None:
-        """Let pose labels follow their pictures, in place.
-
-        A flip negates `yaw` and `roll`; a rotation adds to `roll`, which stays in [-180, 180). `pitch` is not touched.
-        Exact where roll is the last of the three turns, about the camera's axis. Missing labels (NaN) stay missing.
+        """Let labels follow their pictures, in place; missing ones (NaN) stay missing.
 
         Args:
-            labels: Arrays `[n]` by name; pose labels are float32 degrees.
+            labels: Arrays `[n]` by name; those that follow are float32 degrees.
             params: Parameters of the same samples, float32 `[n, P]`.
         """
         mirrored = params[:, FLIP] > 0
-        for name in ("yaw", "roll"):
-            if name in labels and name in self._fields:
+        turned = params[:, ANGLE] if self._config.roll_positive == "counterclockwise" else -params[:, ANGLE]
+        for name, geometry in self._geometry.items():
+            if name not in labels:
+                continue
+            if geometry.mirrors:
                 np.negative(labels[name], out=labels[name], where=mirrored)
-        if "roll" in labels and "roll" in self._fields:
-            turned = params[:, ANGLE] if self._config.roll_positive == "counterclockwise" else -params[:, ANGLE]
-            labels["roll"][:] = np.mod(labels["roll"] + turned + 180.0, 360.0) - 180.0
+            if geometry.turns:
+                labels[name][:] = np.mod(labels[name] + turned + 180.0, 360.0) - 180.0
 
 
 def to_source(params: NDArray[np.float32], height: int, width: int, size: int) -> NDArray[np.float64]:

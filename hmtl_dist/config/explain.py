@@ -1,7 +1,6 @@
 """Turns a pydantic error into the one line a person needs: path, what was given, what is allowed, nearest name."""
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hmtl_dist.config.schema import Slot, literals, paths_named
+from hmtl_dist.errors import nearest
 
 _EXPECTED = {
     "bool": "true or false",
@@ -46,12 +46,6 @@ class _Problem:
     text: str
     """The whole message, unless `allowed` holds alternatives."""
     allowed: list[str]
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed name closest to a mistyped one, if one is close."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
-    return close[0] if close else None
 
 
 def choices(name: str, allowed: Sequence[str]) -> str:

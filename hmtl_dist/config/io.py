@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from hmtl_dist.config.base import Section
 from hmtl_dist.config.dialect import one_line, parse, read_yaml
-from hmtl_dist.config.explain import choices, explain, nearest, shown
+from hmtl_dist.config.explain import choices, explain, shown
 from hmtl_dist.config.schema import Slot, literals
-from hmtl_dist.errors import UserError
+from hmtl_dist.errors import UserError, nearest
 
 Kind = Literal["recipes", "tune_spaces"]
 Tree = dict[str, Any]

@@ -17,12 +17,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hmtl_dist.augment import AugmentConfig
-from hmtl_dist.errors import UserError
+from hmtl_dist.errors import UserError, unknown
 from hmtl_dist.inference.info import INFO_FILE, ModelInfo, Origin, read_info, write_info
 from hmtl_dist.inference.model import InferenceModel
 from hmtl_dist.model.hmtl import ModelConfig
 from hmtl_dist.tasks.base import Task
-from hmtl_dist.tasks.supervised import SupervisedTask, unknown
+from hmtl_dist.tasks.supervised import SupervisedTask
 
 MODEL_FILE = "model.safetensors"
 

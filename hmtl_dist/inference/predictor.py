@@ -14,12 +14,11 @@ from torch import Tensor
 
 from hmtl_dist.augment import GeometricTransform
 from hmtl_dist.data.decode import DecodeError
-from hmtl_dist.errors import UserError
+from hmtl_dist.errors import UserError, unknown
 from hmtl_dist.inference.folder import load_model
 from hmtl_dist.inference.gradcam import grad_cam, has_maps
 from hmtl_dist.inference.info import output_columns, read_info
 from hmtl_dist.inference.model import InferenceModel
-from hmtl_dist.tasks.supervised import unknown
 
 MAX_BATCH = 64
 """Pictures computed at once, so that a long list of them does not fill the memory."""

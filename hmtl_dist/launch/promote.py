@@ -15,14 +15,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl_dist.errors import UserError
+from hmtl_dist.errors import UserError, unknown
 from hmtl_dist.export.folder import open_model
 from hmtl_dist.export.paired import Compared, compare_errors, compare_right
 from hmtl_dist.inference.info import ModelInfo, TestSet, read_info
 from hmtl_dist.launch.asked import Asked, ask, figure_of
 from hmtl_dist.launch.models import open_test_set
 from hmtl_dist.tasks.reading import HeadOutput
-from hmtl_dist.tasks.supervised import unknown
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.registry import SCHEME, NoSuchVersionError, Version, download_version, find_version, move_alias
 

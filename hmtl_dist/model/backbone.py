@@ -5,14 +5,13 @@ Shape legend: B pictures, C channels, H x W pixels.
 
 import logging
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from hmtl_dist.errors import UserError
+from hmtl_dist.errors import UserError, nearest
 from hmtl_dist.torchvision_care import prepare_torchvision
 
 MAX_SCALES = 5
@@ -130,8 +129,8 @@ def _create(name: str, *, pretrained: bool, drop_path_rate: float, options: Mapp
     hub = ":" in name.split(".", maxsplit=1)[0]  # such as hf-hub:owner/model: only the hub knows whether it exists
     if not hub and not timm.is_model(name):
         names = cast(list[str], timm.list_models())
-        near = get_close_matches(name.split(".", maxsplit=1)[0], names, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        close = nearest(name.split(".", maxsplit=1)[0], names)
+        hint = f"; did you mean '{close}'?" if close else ""
         raise UserError(f"model.backbone: timm has no model '{name}'{hint}")
     arguments = {"drop_path_rate": drop_path_rate, **options} if drop_path_rate else dict(options)
     logging.getLogger("timm").setLevel(logging.WARNING)

@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, Surroundings, TaskConfig
+from hmtl_dist.tasks.numbers import NumberTask
 from hmtl_dist.tasks.reading import HeadOutput, at_least_float32, expected_bin
-from hmtl_dist.tasks.supervised import NumberTask, label_field
+from hmtl_dist.tasks.supervised import label_field
 
 
 class AgeConfig(TaskConfig):
@@ -60,7 +61,7 @@ class Age(NumberTask):
     """
 
     def __init__(self, name: str, config: AgeConfig) -> None:
-        super().__init__(name, config.weight)
+        super().__init__(name, config)
         self.labels = (config.label or name,)
         self._config = config
         self._bins = config.oldest - config.youngest + 1
@@ -72,17 +73,12 @@ class Age(NumberTask):
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
         """Sum over samples with an age; metric `mae_LABEL` is the mean absolute error in years."""
         del prepared, ranks
-        ages_B1 = self.targets(inputs.labels)
-        valid_B1 = inputs.weight[:, None] * ~ages_B1.isnan()
-        ages_B1 = ages_B1.nan_to_num(float(self._config.youngest))
-        losses = [
-            (self._distance(at_least_float32(output), ages_B1[:, 0]) * valid_B1[:, 0]).sum()
-            for output in outputs.values()
-        ]
+        views = self.views(outputs, inputs, float(self._config.youngest))
+        losses = [(self._distance(view.output, view.targets[:, 0]) * view.valid[:, 0]).sum() for view in views]
         return LossTerms(
             sum=torch.stack(losses).sum(),
-            count=valid_B1.sum() * len(outputs),
-            metrics=self.mean_errors(outputs.values(), ages_B1, valid_B1),
+            count=torch.stack([view.valid.sum() for view in views]).sum(),
+            metrics=self.mean_errors(views),
         )
 
     def predictions(self, output: Tensor) -> Tensor:

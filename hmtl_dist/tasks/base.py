@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Protocol, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from hmtl_dist.augment import LabelGeometry
 from hmtl_dist.augment.mixing import Mix
 from hmtl_dist.config.base import Section
 from hmtl_dist.data.dataset.schema import Field as LabelField
@@ -86,6 +87,11 @@ class TaskConfig(Section):
             UserError: The shards or pictures are not what the task needs; the line begins with a dotted path.
         """
 
+    def label_geometry(self, name: str) -> Mapping[str, LabelGeometry]:
+        """Say which labels of a task of this name follow a picture that is mirrored or turned; none by default."""
+        del name
+        return {}
+
     def frozen_network(self) -> FrozenNetwork | None:
         """Say which frozen network the task compares features of; none by default."""
         return None
@@ -146,6 +152,12 @@ class Inputs:
     """Position of each sample in the epoch, int64 `[B]`: with seed and epoch the key of every draw."""
     mix: Mix | None = None
     """How the clean view, and its labels, are mixed of two samples; pretext tasks take `images` as they are."""
+    labels_by_view: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict[str, Mapping[str, Tensor]])
+    """What `labels` are of a view that shows the pictures turned, by its name."""
+
+    def labels_of(self, view: str) -> Mapping[str, Tensor]:
+        """Return the labels of what a view shows."""
+        return self.labels_by_view.get(view, self.labels)
 
     def every(self, stride: int) -> "Inputs":
         """Return every `stride`-th sample, from the first on; a part of a batch is not mixed."""
@@ -169,6 +181,8 @@ class Prepared:
     """New views by name, float `[B, 3, H, W]` in [0, 1]; the clean view always exists and is not repeated here."""
     targets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Whatever `loss` needs, by name."""
+    turned: Tensor | None = None
+    """Degrees by which the own view shows each picture turned as a whole, counter-clockwise, float32 `[B]`."""
 
 
 @dataclass(frozen=True)
@@ -227,9 +241,13 @@ class Task(ABC):
     hides_pixels: bool = False
     """Whether this task's view has hidden parts already, so that a cut-out is not laid over it."""
 
-    def __init__(self, name: str, weight: float) -> None:
+    label_geometry: Mapping[str, LabelGeometry]
+    """Labels that follow a picture which is mirrored or turned."""
+
+    def __init__(self, name: str, config: TaskConfig) -> None:
         self.name = name
-        self.weight = weight
+        self.weight = config.weight
+        self.label_geometry = config.label_geometry(name)
 
     @abstractmethod
     def head_spec(self) -> HeadSpec:

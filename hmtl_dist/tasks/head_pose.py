@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from hmtl_dist.errors import UserError
+from hmtl_dist.augment import LabelGeometry
 from hmtl_dist.tasks.base import Inputs, LinearHead, LossTerms, Prepared, Ranks, Surroundings, TaskConfig
+from hmtl_dist.tasks.numbers import NumberTask
 from hmtl_dist.tasks.reading import HeadOutput, at_least_float32, expected_bin
-from hmtl_dist.tasks.so3 import angles_from_matrix, geodesic, matrix_from_angles, matrix_from_sixd, wrap
-from hmtl_dist.tasks.supervised import NumberTask, label_field
+from hmtl_dist.tasks.so3 import angles_from_matrix, geodesic, geometry_of, matrix_from_angles, matrix_from_sixd, wrap
+from hmtl_dist.tasks.supervised import check_degrees, label_field
 
 ANGLES = ("yaw", "pitch", "roll")
-"""The labels: augmentation follows these names when it mirrors or turns a picture."""
+"""The labels."""
 LIMIT = 99.0
 """Samples with an angle beyond this many degrees take no part, as in the usual protocol."""
 NUM_BINS = 66
@@ -45,11 +46,13 @@ class HeadPoseConfig(TaskConfig):
         """Build the task, checked against the labels that the shards hold."""
         for label in ANGLES:
             field = label_field(f"tasks.{name}", label, "number", around.fields)
-            if field.unit not in ("", "degrees"):
-                raise UserError(
-                    f"tasks.{name}: label '{label}' is in {field.unit}, not in degrees; build the shards so"
-                )
+            check_degrees(f"tasks.{name}", label, field)
         return HeadPose(name, self)
+
+    def label_geometry(self, name: str) -> Mapping[str, LabelGeometry]:
+        """Say that yaw and roll follow the picture."""
+        del name
+        return geometry_of(ANGLES)
 
 
 class HeadPose(NumberTask):
@@ -70,7 +73,7 @@ class HeadPose(NumberTask):
     one_unit = True
 
     def __init__(self, name: str, config: HeadPoseConfig) -> None:
-        super().__init__(name, config.weight)
+        super().__init__(name, config)
         self._config = config
 
     def head_spec(self) -> LinearHead:
@@ -90,18 +93,15 @@ class HeadPose(NumberTask):
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
         """Sum over samples that take part; metrics `mae_yaw`, `mae_pitch`, `mae_roll` in degrees."""
         del prepared, ranks
-        angles_BA = self.targets(inputs.labels)
-        valid_BA = inputs.weight[:, None] * ~angles_BA.isnan()
-        angles_BA = angles_BA.nan_to_num()
         distance = self._rotation if self._config.method == "sixd" else self._binned
-        losses: list[Tensor] = []
-        for output in outputs.values():
-            values = at_least_float32(output)
-            losses.append((distance(values, angles_BA.to(values.dtype)) * valid_BA[:, 0]).sum())
+        views = self.views(outputs, inputs, 0.0)
+        losses = [
+            (distance(view.output, view.targets.to(view.output.dtype)) * view.valid[:, 0]).sum() for view in views
+        ]
         return LossTerms(
             sum=torch.stack(losses).sum(),
-            count=valid_BA[:, 0].sum() * len(outputs),
-            metrics=self.mean_errors(outputs.values(), angles_BA, valid_BA),
+            count=torch.stack([view.valid[:, 0].sum() for view in views]).sum(),
+            metrics=self.mean_errors(views),
         )
 
     def predictions(self, output: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Inpainting(Task):
     hides_pixels = True
 
     def __init__(self, name: str, config: InpaintingConfig, frozen: FrozenFeatures | None) -> None:
-        super().__init__(name, config.weight)
+        super().__init__(name, config)
         self.view = name
         self.supervise = config.supervise
         self.every = config.every

@@ -16,7 +16,7 @@ from hmtl_dist.tasks.concordance import concordance, moments
 from hmtl_dist.torchvision_care import prepare_torchvision
 
 if TYPE_CHECKING:
-    from hmtl_dist.tasks.supervised import NumberTask
+    from hmtl_dist.tasks.numbers import NumberTask
 
 CALIBRATION_BINS = 15
 """Bins of confidence behind the calibration error, as Guo et al. (ICML 2017) count them."""

@@ -1,7 +1,7 @@
 """All tasks of a step at once: which views exist, which head reads which, and one loss out of all of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.augment.photometric import cutout
 from hmtl_dist.tasks.base import CLEAN, HeadSpec, Inputs, LossTerms, Prepared, Ranks, Task
+from hmtl_dist.tasks.so3 import wrap
 from hmtl_dist.tasks.weighting import WeightingConfig, build_weighting
 
 WEIGHTING = "weighting"
@@ -63,6 +64,8 @@ class Objective:
         """Tasks for which the model must hold a log-variance."""
         self._ranks = ranks
         self._augment = augment
+        self._turning = tuple({label for task in tasks for label, one in task.label_geometry.items() if one.turns})
+        self._turn_sign = -1.0 if augment is not None and augment.roll_positive == "clockwise" else 1.0
         self._read = {view for views in self.wiring.values() for view in views}
         self._metrics: dict[str, tuple[str, ...]] = {}
 
@@ -176,12 +179,24 @@ class Objective:
     def _terms(
         self, outputs: Mapping[str, Mapping[str, Tensor]], prepared: Mapping[str, Prepared], inputs: Inputs
     ) -> dict[str, LossTerms]:
+        inputs = replace(inputs, labels_by_view=self._turned_labels(prepared, inputs))
         terms = {
             task.name: task.loss(outputs[task.name], prepared[task.name], inputs.every(task.every), self._ranks)
             for task in self.tasks
         }
         self._metrics = {name: tuple(term.metrics) for name, term in terms.items()}
         return terms
+
+    def _turned_labels(self, prepared: Mapping[str, Prepared], inputs: Inputs) -> dict[str, Mapping[str, Tensor]]:
+        """Return the labels of the views that supervised heads read and that show the pictures turned."""
+        found: dict[str, Mapping[str, Tensor]] = {}
+        for task in self.tasks:
+            turned_B = prepared[task.name].turned
+            if turned_B is not None and task.supervise != "clean":
+                added_B = self._turn_sign * turned_B
+                own = {name: wrap(inputs.labels[name] + added_B) for name in self._turning if name in inputs.labels}
+                found[task.view] = {**inputs.labels, **own}
+        return found
 
     def _pack(self, terms: Mapping[str, LossTerms]) -> Tensor:
         pairs = [(term.sum, term.count) for term in terms.values()]

@@ -57,7 +57,7 @@ class Puzzling(Task):
     is_pretext = True
 
     def __init__(self, name: str, config: PuzzlingConfig) -> None:
-        super().__init__(name, config.weight)
+        super().__init__(name, config)
         self.view = name
         self.supervise = config.supervise
         self.every = config.every

@@ -5,15 +5,17 @@ from typing import Annotated
 
 from pydantic import Field
 
+from hmtl_dist.augment import LabelGeometry
 from hmtl_dist.data.dataset.schema import Field as LabelField
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.age import AgeConfig
 from hmtl_dist.tasks.base import FrozenFeatures, Surroundings, Task
+from hmtl_dist.tasks.classification import ClassificationConfig
 from hmtl_dist.tasks.head_pose import HeadPoseConfig
 from hmtl_dist.tasks.inpainting import InpaintingConfig
 from hmtl_dist.tasks.puzzling import PuzzlingConfig
+from hmtl_dist.tasks.regression import RegressionConfig
 from hmtl_dist.tasks.rotation import RotationConfig
-from hmtl_dist.tasks.supervised import ClassificationConfig, RegressionConfig
 from hmtl_dist.tasks.valence_arousal import ValenceArousalConfig
 
 AnyTaskConfig = Annotated[
@@ -31,6 +33,20 @@ AnyTaskConfig = Annotated[
 
 RESERVED_NAMES = ("clean", "weighting")
 """Names that views and outputs use themselves."""
+
+
+def label_geometry(configs: Mapping[str, AnyTaskConfig]) -> dict[str, LabelGeometry]:
+    """Say how the labels of all tasks follow a picture, by label.
+
+    Raises:
+        UserError: Two tasks say it otherwise of one label.
+    """
+    found: dict[str, LabelGeometry] = {}
+    for name, config in configs.items():
+        for label, geometry in config.label_geometry(name).items():
+            if found.setdefault(label, geometry) != geometry:
+                raise UserError(f"tasks.{name}: label '{label}' follows the picture otherwise than in another task")
+    return found
 
 
 def build_tasks(

@@ -47,7 +47,7 @@ class Rotation(Task):
     is_pretext = True
 
     def __init__(self, name: str, config: RotationConfig) -> None:
-        super().__init__(name, config.weight)
+        super().__init__(name, config)
         self.view = name
         self.supervise = config.supervise
         self.every = config.every
@@ -64,7 +64,8 @@ class Rotation(Task):
         """Turn the tiles: the view, and targets `turns`, int64 `[B, S]`, the quarters of each tile."""
         words = rng.draws(inputs.seed, inputs.epoch, inputs.positions, rng.Stream.TILE_ROTATION, self._tiles)
         turns_BS = words >> 30
-        return Prepared({self.view: turn_tiles(inputs.images, turns_BS, self.grid)}, {"turns": turns_BS})
+        turned_B = 90.0 * turns_BS[:, 0] if self.grid == 1 else None
+        return Prepared({self.view: turn_tiles(inputs.images, turns_BS, self.grid)}, {"turns": turns_BS}, turned_B)
 
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
         """Cross-entropy of all tiles; metric `accuracy` is the share of tiles that are right."""

@@ -12,10 +12,16 @@ unique up to 180 degrees; only pitch beyond 90 degrees has another name.
 Shape legend: B samples.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hmtl_dist.augment import LabelGeometry
+
+GEOMETRY = {"yaw": LabelGeometry(mirrors=True), "roll": LabelGeometry(mirrors=True, turns=True)}
+"""How the angles of a head, by their usual names, follow its picture."""
 DEGREES = 180.0 / torch.pi
 EPSILON = 1e-12
 """Added to a squared length, so that the root has a gradient at 0; an error of 1e-6 radians."""
@@ -67,6 +73,11 @@ def geodesic(matrices: Tensor, others: Tensor) -> Tensor:
     skew = between - between.transpose(1, 2)
     axis = torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], 1) / 2
     return torch.atan2((axis.square().sum(1) + EPSILON).sqrt(), cosine)
+
+
+def geometry_of(labels: Iterable[str]) -> dict[str, LabelGeometry]:
+    """Say which of these labels follow a picture that is mirrored or turned."""
+    return {label: GEOMETRY[label] for label in labels if label in GEOMETRY}
 
 
 def wrap(degrees: Tensor) -> Tensor:

@@ -10,10 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hmtl_dist.augment import LabelGeometry
 from hmtl_dist.data.dataset.schema import Field as LabelField
 from hmtl_dist.tasks.base import Inputs, LossTerms, Prepared, Ranks, Surroundings
 from hmtl_dist.tasks.concordance import concordance, moments
-from hmtl_dist.tasks.supervised import StandardisedConfig, StandardisedTask, label_field
+from hmtl_dist.tasks.numbers import StandardisedConfig, StandardisedTask
+from hmtl_dist.tasks.so3 import GEOMETRY, geometry_of
+from hmtl_dist.tasks.supervised import check_degrees, label_field
 
 
 class ValenceArousalConfig(StandardisedConfig):
@@ -27,8 +30,15 @@ class ValenceArousalConfig(StandardisedConfig):
     def build(self, name: str, around: Surroundings) -> "ValenceArousal":
         """Build the task, checked against the labels that the shards hold."""
         for label in self.labels:
-            label_field(f"tasks.{name}.labels", label, "number", around.fields)
+            field = label_field(f"tasks.{name}.labels", label, "number", around.fields)
+            if label in GEOMETRY and GEOMETRY[label].turns:
+                check_degrees(f"tasks.{name}.labels", label, field)
         return ValenceArousal(name, self, around.fields)
+
+    def label_geometry(self, name: str) -> Mapping[str, LabelGeometry]:
+        """Say that `yaw` and `roll`, should they be asked for, follow the picture."""
+        del name
+        return geometry_of(self.labels)
 
 
 class ValenceArousal(StandardisedTask):
@@ -51,8 +61,8 @@ class ValenceArousal(StandardisedTask):
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
         """1 - CCC of the global batch, equal on every rank; metrics `mae_LABEL` as in regression; collective."""
         del prepared
-        targets_BR, standard_BR, valid_BR = self.standardised(inputs)
-        own_RM = torch.stack([moments(output, standard_BR, valid_BR) for output in outputs.values()]).sum(0)
+        views = self.standardised(outputs, inputs)
+        own_RM = torch.stack([moments(view.output, standard_BR, view.valid) for view, standard_BR in views]).sum(0)
         sums_RM = ranks.all_gather(own_RM[None]).sum(0)
         present_R = sums_RM[:, 0] > 1
         loss = ((1 - concordance(sums_RM)) * present_R).sum()
@@ -60,5 +70,5 @@ class ValenceArousal(StandardisedTask):
             # Each rank adds the same global value to the sum; its gradient is of its own part, so it counts W times.
             sum=loss.detach() + ranks.world_size * (loss - loss.detach()),
             count=present_R.sum().to(loss),
-            metrics=self.mean_errors(outputs.values(), targets_BR, valid_BR),
+            metrics=self.mean_errors([view for view, _ in views]),
         )

@@ -154,7 +154,7 @@ def _extract(
         shuffle=False,
         block=data.shuffle_block,
     )
-    crop = GeometricTransform(config.augment, data.image_size, index.header.fields, config.seed, train=False)
+    crop = GeometricTransform(config.augment, data.image_size, {}, config.seed, train=False)
     device = torch.device("cuda" if config.launch.gpus_per_worker and torch.cuda.is_available() else "cpu")
     backbone.to(device)
     inputs = InputMaker(device, config.seed)

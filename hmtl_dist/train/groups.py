@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl_dist.data.dataset.schema import Field
-from hmtl_dist.errors import UserError
+from hmtl_dist.errors import UserError, unknown
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Ranks, Task
 from hmtl_dist.tasks.metrics import TaskMetrics
-from hmtl_dist.tasks.supervised import SupervisedTask, unknown
+from hmtl_dist.tasks.supervised import SupervisedTask
 
 
 @dataclass(frozen=True)

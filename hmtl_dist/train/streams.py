@@ -8,6 +8,7 @@ from hmtl_dist.data.stream.batches import Stream
 from hmtl_dist.data.stream.plan import Plan
 from hmtl_dist.data.stream.selection import Selection, open_evaluation
 from hmtl_dist.run_config import RunConfig
+from hmtl_dist.tasks.registry import label_geometry
 from hmtl_dist.train.base import Place
 from hmtl_dist.train.saving import check_fields
 from hmtl_dist.train.schedule import Schedule
@@ -63,7 +64,7 @@ def open_stream(
     return Stream(
         selection.index,
         plan or make_plan(config, selection, shuffle=False),
-        GeometricTransform(config.augment, data.image_size, selection.header.fields, config.seed, train=train),
+        GeometricTransform(config.augment, data.image_size, label_geometry(config.tasks), config.seed, train=train),
         data,
         rank=place.rank,
         world_size=place.world_size,

@@ -15,8 +15,9 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.inference.folder import write_model
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.base import CLEAN
+from hmtl_dist.tasks.classification import ClassificationConfig
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.tasks.supervised import ClassificationConfig, RegressionConfig
+from hmtl_dist.tasks.regression import RegressionConfig
 
 SIZE = 32
 CONFIG = ModelConfig(backbone="test_efficientnet")

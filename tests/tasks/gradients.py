@@ -17,13 +17,14 @@ from hmtl_dist.model.frozen import build_frozen
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.age import AgeConfig
 from hmtl_dist.tasks.base import Inputs, Ranks, SingleRank
+from hmtl_dist.tasks.classification import ClassificationConfig
 from hmtl_dist.tasks.head_pose import HeadPoseConfig
 from hmtl_dist.tasks.inpainting import InpaintingConfig
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.puzzling import PuzzlingConfig
 from hmtl_dist.tasks.registry import AnyTaskConfig, build_tasks
+from hmtl_dist.tasks.regression import RegressionConfig
 from hmtl_dist.tasks.rotation import RotationConfig
-from hmtl_dist.tasks.supervised import ClassificationConfig, RegressionConfig
 from hmtl_dist.tasks.valence_arousal import ValenceArousalConfig
 from hmtl_dist.tasks.weighting import WeightingConfig
 

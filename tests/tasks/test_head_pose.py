@@ -87,7 +87,8 @@ def test_sure_bins_are_read_as_their_middles() -> None:
 
 
 def test_a_mirrored_picture_shows_a_mirrored_pose() -> None:
-    transform = GeometricTransform(AugmentConfig(preset="none", flip=1.0), 24, FIELDS, seed=0, train=True)
+    geometry = HeadPoseConfig().label_geometry("pose")
+    transform = GeometricTransform(AugmentConfig(preset="none", flip=1.0), 24, geometry, seed=0, train=True)
     labels = {name: np.array([value], np.float32) for name, value in zip(FIELDS, (30.0, 10.0, -20.0), strict=True)}
     transform.labels(labels, transform.draw(0, np.array([0])))
 

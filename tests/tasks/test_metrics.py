@@ -15,7 +15,7 @@ from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.head_pose import HeadPose, HeadPoseConfig
 from hmtl_dist.tasks.metrics import ClassificationMetrics, NumberMetrics
-from hmtl_dist.tasks.supervised import Regression, RegressionConfig
+from hmtl_dist.tasks.regression import Regression, RegressionConfig
 from hmtl_dist.tasks.valence_arousal import ValenceArousal, ValenceArousalConfig
 
 CLASSES = ("neutral", "happy", "sad", "angry")

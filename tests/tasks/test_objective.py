@@ -9,11 +9,11 @@ from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.base import Prepared, SingleRank, Task
+from hmtl_dist.tasks.classification import ClassificationConfig
 from hmtl_dist.tasks.inpainting import Inpainting, InpaintingConfig
 from hmtl_dist.tasks.objective import Objective, wire
 from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
 from hmtl_dist.tasks.registry import AnyTaskConfig, build_tasks
-from hmtl_dist.tasks.supervised import ClassificationConfig
 from hmtl_dist.tasks.weighting import WeightingConfig
 from tests.tasks.batches import make_inputs
 

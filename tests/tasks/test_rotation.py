@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from hmtl_dist.augment import AugmentConfig
+from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.tasks.base import SingleRank
-from hmtl_dist.tasks.objective import wire
+from hmtl_dist.tasks.classification import Classification, ClassificationConfig
+from hmtl_dist.tasks.objective import Objective, wire
+from hmtl_dist.tasks.regression import Regression, RegressionConfig
 from hmtl_dist.tasks.rotation import Rotation, RotationConfig
-from hmtl_dist.tasks.supervised import Classification, ClassificationConfig
 from hmtl_dist.tasks.tiles import turn_tiles
+from hmtl_dist.tasks.weighting import WeightingConfig
 from tests.tasks.batches import DEVICES, make_inputs
 from tests.tasks.reference import Array, check_loss, log_softmax
 
@@ -85,3 +89,39 @@ def test_supervised_heads_read_what_it_asks_for(supervise: str, views: tuple[str
     rotation = Rotation("rotation", RotationConfig.model_validate({"supervise": supervise}))
 
     assert wire([mood, rotation])["mood"] == views
+
+
+ROLL = torch.tensor([10.0, -170.0, torch.nan, 95.0])
+ANGLES = {"yaw": torch.full((4,), 5.0), "pitch": torch.zeros(4), "roll": ROLL}
+
+
+@pytest.mark.parametrize("positive", ["counterclockwise", "clockwise"])
+@pytest.mark.parametrize("supervise", ["corrupted", "both"])
+@pytest.mark.parametrize("labels", [("roll",), ("yaw", "roll")])
+def test_a_head_that_reads_a_turned_picture_learns_its_turned_roll(
+    labels: tuple[str, ...], supervise: str, positive: str
+) -> None:
+    degrees = Field(kind="number", unit="degrees")
+    config = RegressionConfig(labels=labels, loss="l1", scale=dict.fromkeys(labels, 1.0))
+    pose = Regression("pose", config, dict.fromkeys(labels, degrees))
+    rotation = Rotation("rotation", RotationConfig.model_validate({"grid": 1, "supervise": supervise}))
+    augment = AugmentConfig.model_validate({"preset": "none", "roll_positive": positive})
+    objective = Objective([pose, rotation], WeightingConfig(), SingleRank(), augment)
+    inputs = make_inputs(labels=ANGLES)
+    _, prepared = objective.prepare(inputs)
+    sizes = {"pose": len(labels), "rotation": 4}
+    zeros = {name: {view: torch.zeros(4, sizes[name]) for view in read} for name, read in objective.wiring.items()}
+    sign = 1 if positive == "counterclockwise" else -1
+    turned = (ROLL + sign * 90 * prepared["rotation"].targets["turns"][:, 0] + 180) % 360 - 180
+    assert not torch.equal(turned.nan_to_num(), ROLL.nan_to_num())
+
+    metrics = objective.losses(zeros, prepared, inputs).metrics
+
+    rolls = torch.cat([turned, ROLL]) if supervise == "both" else turned
+    assert metrics["pose/mae_roll"].item() == pytest.approx(rolls.abs().nanmean().item())
+    if "yaw" in labels:
+        assert metrics["pose/mae_yaw"].item() == 5
+
+
+def test_tiles_that_are_turned_by_themselves_turn_no_label() -> None:
+    assert task(2).prepare(make_inputs()).turned is None

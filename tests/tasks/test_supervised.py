@@ -11,12 +11,11 @@ from sklearn.utils.class_weight import (  # pyright: ignore[reportMissingTypeStu
 from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import Prepared, SingleRank
-from hmtl_dist.tasks.supervised import (
-    Classification,
-    ClassificationConfig,
-    Regression,
-    RegressionConfig,
-)
+from hmtl_dist.tasks.classification import Classification, ClassificationConfig
+from hmtl_dist.tasks.head_pose import HeadPoseConfig
+from hmtl_dist.tasks.registry import label_geometry
+from hmtl_dist.tasks.regression import Regression, RegressionConfig
+from hmtl_dist.tasks.so3 import GEOMETRY
 from tests.tasks.batches import around, make_inputs
 from tests.tasks.reference import Array, check_loss, log_softmax
 
@@ -207,3 +206,18 @@ def test_class_weights_need_counts() -> None:
 def test_a_scale_of_an_unused_label_is_refused() -> None:
     with pytest.raises(UserError, match=r"^tasks\.yaw\.scale: 'age' is not one of yaw"):
         RegressionConfig(scale={"age": 3.0}).build("yaw", around(FIELDS))
+
+
+def test_an_angle_that_turns_with_its_picture_is_in_degrees() -> None:
+    radians = Field(kind="number", unit="radians")
+    with pytest.raises(UserError, match=r"^tasks\.roll\.labels: label 'roll' is in radians, not in degrees"):
+        RegressionConfig().build("roll", around({"roll": radians}))
+    assert RegressionConfig().build("pitch", around({"pitch": radians})).labels == ("pitch",)
+
+
+def test_a_class_is_no_angle_whatever_its_name() -> None:
+    assert (
+        label_geometry({"roll": ClassificationConfig(), "yaw": RegressionConfig(), "pose": HeadPoseConfig()})
+        == GEOMETRY
+    )
+    assert label_geometry({"roll": ClassificationConfig()}) == {}

@@ -26,10 +26,12 @@ from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.age import AgeConfig
 from hmtl_dist.tasks.base import CLEAN
+from hmtl_dist.tasks.classification import ClassificationConfig
 from hmtl_dist.tasks.head_pose import HeadPoseConfig
+from hmtl_dist.tasks.numbers import NumberTask
 from hmtl_dist.tasks.puzzling import PuzzlingConfig
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.tasks.supervised import ClassificationConfig, NumberTask, RegressionConfig
+from hmtl_dist.tasks.regression import RegressionConfig
 from hmtl_dist.tracking.config import Recording, TrackingConfig, resolve
 from hmtl_dist.tracking.runs import create_run
 from hmtl_dist.tracking.sink import open_tracker

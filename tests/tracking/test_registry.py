@@ -11,8 +11,8 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.inference.folder import MODEL_FILE, write_model
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.base import CLEAN
+from hmtl_dist.tasks.classification import ClassificationConfig
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.tasks.supervised import ClassificationConfig
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.logged_model import record_model
 from hmtl_dist.tracking.registry import NoSuchVersionError, download_version, find_version, move_alias

@@ -15,8 +15,9 @@ from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.engine.ranks import TorchRanks
 from hmtl_dist.errors import UserError
 from hmtl_dist.tasks.base import Ranks, SingleRank
+from hmtl_dist.tasks.classification import Classification, ClassificationConfig
 from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
-from hmtl_dist.tasks.supervised import Classification, ClassificationConfig, Regression, RegressionConfig
+from hmtl_dist.tasks.regression import Regression, RegressionConfig
 from hmtl_dist.train.groups import Grouping, GroupMetrics, build_groupings, check_figures
 
 CPU = torch.device("cpu")

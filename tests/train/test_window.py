@@ -7,8 +7,9 @@ import torch
 
 from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.tasks.base import SingleRank
+from hmtl_dist.tasks.classification import Classification, ClassificationConfig
 from hmtl_dist.tasks.objective import Objective, StepLosses
-from hmtl_dist.tasks.supervised import Classification, ClassificationConfig, Regression, RegressionConfig
+from hmtl_dist.tasks.regression import Regression, RegressionConfig
 from hmtl_dist.tasks.weighting import WeightingConfig
 from hmtl_dist.train import window as window_module
 from hmtl_dist.train.window import Window
