@@ -1,6 +1,6 @@
-"""Faults between real loader processes and a real S3 server: what passes leaves no trace, what stays is one line.
+"""Faults between a real stream and a real S3 server: what passes leaves no trace, what stays is one line.
 
-The processes read through a proxy that breaks chosen requests.
+It reads through a proxy that breaks chosen requests: in this process, and once of each kind in loader processes.
 """
 
 import os
@@ -25,7 +25,8 @@ from tests.servers import S3Server
 
 SIZES = [40, 40, 40]
 SHARD = r"train/shard-000001\.tar"
-CONFIG = DataConfig(url="unused", image_size=32, num_workers=2)
+CONFIG = DataConfig(url="unused", image_size=32, num_workers=0)
+PROCESSES = CONFIG.model_copy(update={"num_workers": 2})
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,9 @@ def load(url: str, config: DataConfig = CONFIG) -> tuple[list[Batch], int]:
     """All batches of an epoch, and how many requests were repeated for them, the index's included."""
     index = open_index(url, "train")
     with Stream(index, make_plan(index), Resize(), config, epochs=1) as stream:
-        return [kept(batch) for batch in stream], stream.stats.retries + index.storage.stats.retries
+        batches = [kept(batch) for batch in stream]
+        # loader processes have storages of their own; in this process it is the index's
+        return batches, stream.stats.retries + (index.storage.stats.retries if config.num_workers else 0)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_a_server_that_refuses_connections_for_a_while_is_waited_for(
     proxy: Proxy, url: str, expected: list[Batch]
 ) -> None:
     index = open_index(url, "train")
-    config = CONFIG.model_copy(update={"prefetch_batches": 1, "buffer_bytes": 1 << 20})
+    config = PROCESSES.model_copy(update={"prefetch_batches": 1, "buffer_bytes": 1 << 20})
     batches: list[Batch] = []
     with Stream(index, make_plan(index), Resize(), config, epochs=1) as stream:
         batches.append(kept(next(stream)))
@@ -137,9 +140,12 @@ def test_a_flipped_bit_of_the_index_is_read_again(proxy: Proxy, url: str, expect
     assert (proxy.hits, retries >= 1) == (1, True)
 
 
-def test_faults_at_rate_leave_no_trace_in_the_batches(proxy: Proxy, url: str, expected: list[Batch]) -> None:
+@pytest.mark.parametrize("config", [CONFIG, PROCESSES], ids=["here", "processes"])
+def test_faults_at_rate_leave_no_trace_in_the_batches(
+    proxy: Proxy, url: str, expected: list[Batch], config: DataConfig
+) -> None:
     proxy.plan = faults.Chaos(7, 0.3, [*TRANSIENT.values()], r"train/shard")
-    assert_same(load(url)[0], expected)
+    assert_same(load(url, config)[0], expected)
     assert proxy.hits > 3
 
 
@@ -171,6 +177,13 @@ def test_a_fault_that_stays_is_one_line_with_the_object_and_the_reason(proxy: Pr
     fault, words = PERMANENT[name]
     proxy.plan = Rules(Rule(fault, SHARD, times=10_000))
     line = complaint(url)
+    assert all(word.replace("\\", "") in line for word in words), line
+
+
+def test_a_loader_process_says_it_in_the_same_line(proxy: Proxy, url: str) -> None:
+    fault, words = PERMANENT["403"]
+    proxy.plan = Rules(Rule(fault, SHARD, times=10_000))
+    line = complaint(url, PROCESSES)
     assert all(word.replace("\\", "") in line for word in words), line
 
 
