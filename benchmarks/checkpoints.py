@@ -22,28 +22,28 @@ import torch.distributed as dist
 
 from benchmarks.ranks import Figures, run_ranks
 from hmtl_dist.train.loop import Run, train
-from hmtl_dist.train.worker import Trainee
+from hmtl_dist.train.worker import Trainer
 
 FIVE_MINUTES = 300.0
 
 
-def measure(trainee: Trainee, run: Run) -> Figures:
+def measure(trainer: Trainer, run: Run) -> Figures:
     """Alternate segments; returns seconds by kind, and the bytes of a checkpoint."""
     every, rounds = (int(os.environ[name]) for name in ("HMTL_BENCH_EVERY", "HMTL_BENCH_ROUNDS"))
-    shares = iter(run.shares)
+    batches = iter(run.batches)
     rows: dict[str, list[float]] = {name: [] for name in ("save", "saved", "bare", "saved_cpu", "bare_cpu")}
     for number in range(rounds + 1):
         for kind in ("saved", "bare") if number % 2 else ("bare", "saved"):
             dist.barrier()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
             begun, used = time.perf_counter(), time.process_time()
             if kind == "saved":
-                run.save(trainee.engine.global_step, {})
+                run.save(trainer.engine.global_step, {})
                 rows["save"].append(time.perf_counter() - begun)
-            train(replace(run, shares=islice(shares, every)))
+            train(replace(run, batches=islice(batches, every)))
             rows[kind].append(time.perf_counter() - begun)
-            trainee.saver.saved()  # what is still being written is no part of the next segment,
+            trainer.saver.saved()  # what is still being written is no part of the next segment,
             rows[f"{kind}_cpu"].append(time.process_time() - used)  # but its work is of this one
-    checkpoint = Path(trainee.place.run.folder) / "checkpoints"
+    checkpoint = Path(trainer.rank_context.run.folder) / "checkpoints"
     size = sum(file.stat().st_size for file in checkpoint.rglob("*")) if "://" not in str(checkpoint) else 0
     return {name: values[1:] for name, values in rows.items()} | {"bytes": size, "steps": every}
 

@@ -19,15 +19,15 @@ from benchmarks.ranks import Figures, run_ranks
 from hmtl_dist.engine.ranks import TorchRanks
 from hmtl_dist.train.guard import agree
 from hmtl_dist.train.loop import Run
-from hmtl_dist.train.worker import Trainee
+from hmtl_dist.train.worker import Trainer
 
 WARM_UP = 6
 
 
-def measure(trainee: Trainee, run: Run) -> Figures:
+def measure(trainer: Trainer, run: Run) -> Figures:
     """Take steps of both kinds in turn; returns the seconds of each, and of the agreement alone."""
-    objective, engine, ranks = trainee.objective, trainee.engine, TorchRanks()
-    (inputs,) = [replace(one, images=one.images.clone()) for one in next(iter(run.shares)).micro_batches]
+    objective, engine, ranks = trainer.objective, trainer.engine, TorchRanks()
+    (inputs,) = [replace(one, images=one.images.clone()) for one in next(iter(run.batches)).micro_batches]
     seconds: dict[str, list[float]] = {"with": [], "without": [], "agree": []}
     for step in range(int(os.environ["HMTL_BENCH_STEPS"]) + WARM_UP):
         for kind in ("with", "without") if step % 2 else ("without", "with"):

@@ -19,12 +19,12 @@ from hmtl_dist.data.dataset.build import BuildSettings, build
 from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.base import SilentTracker
-from hmtl_dist.train.base import Place, Progress, RunContext
+from hmtl_dist.train.base import Progress, RankContext, RunContext
 from hmtl_dist.train.loop import Run
-from hmtl_dist.train.worker import Trainee
+from hmtl_dist.train.worker import Trainer
 
 Figures = Mapping[str, Any]
-Measure = Callable[[Trainee, Run], Figures]
+Measure = Callable[[Trainer, Run], Figures]
 """Run on every rank with what it trains on and a run that neither reports, evaluates nor saves by itself."""
 
 
@@ -80,12 +80,12 @@ def _rank(rank: int, config: RunConfig, measure: Measure, ranks: int, folder: st
     os.environ["LOCAL_RANK"] = str(rank)
     scratch = Path(folder) / f"rank-{rank}"
     run_folder = f"{config.launch.storage}/bench"
-    trainee = Trainee(config, Place(rank, ranks, rank, "cpu", scratch, RunContext(run_folder)))
-    with trainee.open_train_stream() as stream:
+    trainer = Trainer(config, RankContext(rank, ranks, rank, "cpu", scratch, RunContext(run_folder)))
+    with trainer.open_train_stream() as stream:
         run = replace(
-            trainee.make_run(stream, SilentTracker(), Silent(), None),
+            trainer.make_run(stream, SilentTracker(), Silent(), None),
             schedule=replace(
-                trainee.schedule,
+                trainer.schedule,
                 report_every_steps=10**6,
                 evaluate_every_epochs=10**6,
                 checkpoint_every_epochs=10**6,
@@ -94,8 +94,8 @@ def _rank(rank: int, config: RunConfig, measure: Measure, ranks: int, folder: st
             due=lambda: False,
             saved=lambda: None,
         )
-        figures = measure(trainee, run)
-    trainee.engine.close()
+        figures = measure(trainer, run)
+    trainer.engine.close()
     if rank == 0:
         (Path(folder) / "figures.json").write_text(json.dumps(figures))
     dist.barrier()  # pyright: ignore[reportUnknownMemberType]  # partial in torch

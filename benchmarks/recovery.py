@@ -33,13 +33,13 @@ from hmtl_dist.config.io import home, load_tree
 from hmtl_dist.data.dataset.build import BuildSettings, build
 from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
 from hmtl_dist.data.stream.batches import Batch
-from hmtl_dist.launch.place import run_folder
+from hmtl_dist.launch.folders import run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.registry import start_services, stop_services
 from hmtl_dist.tracking.config import resolve
 from hmtl_dist.tracking.runs import create_run
-from hmtl_dist.train.base import Listener, Outcome, Place, Progress, RunContext
-from hmtl_dist.train.loop import Share
+from hmtl_dist.train.base import Listener, Outcome, Progress, RankContext, RunContext
+from hmtl_dist.train.loop import RankBatch
 
 MARKS = "marks.jsonl"
 PARTS = ("detection", "restart", "imports", "building", "checkpoint", "data skip", "step")
@@ -47,17 +47,17 @@ STEPS_BETWEEN = 15
 """Steps that a run takes between two kills."""
 
 
-def measure(config: RunConfig, place: Place, listener: Listener) -> Outcome:
+def measure(config: RunConfig, rank_context: RankContext, listener: Listener) -> Outcome:
     """Train one rank, noting the time at which it reaches each part of its start."""
     marks = [time.time()]
     from hmtl_dist.train.saving import Restored, Saver
-    from hmtl_dist.train.worker import Trainee, train_rank
+    from hmtl_dist.train.worker import Trainer, train_rank
 
     marks.append(time.time())
-    make, restore, shares = Trainee.__init__, Saver.restore, Trainee.shares
+    make, restore, rank_batches = Trainer.__init__, Saver.restore, Trainer.rank_batches
 
-    def made(self: Trainee, config: RunConfig, place: Place) -> None:
-        make(self, config, place)
+    def made(self: Trainer, config: RunConfig, rank_context: RankContext) -> None:
+        make(self, config, rank_context)
         marks.append(time.time())
 
     def restored(self: Saver) -> Restored | None:
@@ -65,17 +65,17 @@ def measure(config: RunConfig, place: Place, listener: Listener) -> Outcome:
         marks.append(time.time())
         return found
 
-    def timed(self: Trainee, batches: Iterable[Batch]) -> Iterator[Share]:
-        for number, share in enumerate(shares(self, batches)):
+    def timed(self: Trainer, batches: Iterable[Batch]) -> Iterator[RankBatch]:
+        for number, batch in enumerate(rank_batches(self, batches)):
             if number in (0, 1):  # the first batch is there; the first step is taken
                 marks.append(time.time())
             if number == 1:
-                with (place.scratch / MARKS).open("a") as file:
+                with (rank_context.scratch / MARKS).open("a") as file:
                     file.write(json.dumps(marks) + "\n")
-            yield share
+            yield batch
 
-    Trainee.__init__, Saver.restore, Trainee.shares = made, restored, timed
-    return train_rank(config, place, listener)
+    Trainer.__init__, Saver.restore, Trainer.rank_batches = made, restored, timed
+    return train_rank(config, rank_context, listener)
 
 
 class Killer:

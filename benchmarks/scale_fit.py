@@ -34,8 +34,8 @@ from benchmarks.ranks import run_ranks
 from benchmarks.scale import World, simulate
 from hmtl_dist.data.dataset.index import ShardIndex, open_index
 from hmtl_dist.model.backbone import import_timm
-from hmtl_dist.train.loop import Run, Share, train
-from hmtl_dist.train.worker import Trainee
+from hmtl_dist.train.loop import RankBatch, Run, train
+from hmtl_dist.train.worker import Trainer
 
 WARM_UP_STEPS = 5
 LOADED_STEPS = 20
@@ -49,21 +49,21 @@ SMALL_COLLECTIVES = 3
 """All-reduces of a few numbers in a step: counts of the losses, flags, statistics of BatchNorm."""
 
 
-def measure(steps: int, trainee: Trainee, run: Run) -> dict[str, Any]:
+def measure(steps: int, trainer: Trainer, run: Run) -> dict[str, Any]:
     """Train some steps and time each; on one rank, time its parts too."""
     waits: list[float] = []
     computes: list[float] = []
     marks: list[tuple[float, float]] = []
 
-    def timed(shares: Iterator[Share]) -> Iterator[Share]:
+    def timed(batches: Iterator[RankBatch]) -> Iterator[RankBatch]:
         for number in range(steps):
             if number in (WARM_UP_STEPS, steps - 1):
                 marks.append((time.perf_counter(), _cpu_seconds()))
             begun = time.perf_counter()
-            share = next(shares)
+            batch = next(batches)
             waits.append(time.perf_counter() - begun)
             begun = time.perf_counter()
-            yield share
+            yield batch
             computes.append(time.perf_counter() - begun)
 
     def no_evaluation(step: int, known: Mapping[str, float]) -> Mapping[str, float]:
@@ -72,20 +72,20 @@ def measure(steps: int, trainee: Trainee, run: Run) -> dict[str, Any]:
     def no_checkpoint(step: int, metrics: Mapping[str, float]) -> None:
         return None
 
-    schedule = replace(run.schedule, total_steps=trainee.engine.global_step + steps)
-    train(replace(run, shares=timed(iter(run.shares)), schedule=schedule, evaluate=no_evaluation, save=no_checkpoint))
+    schedule = replace(run.schedule, total_steps=trainer.engine.global_step + steps)
+    train(replace(run, batches=timed(iter(run.batches)), schedule=schedule, evaluate=no_evaluation, save=no_checkpoint))
     (begun, cpu_before), (ended, cpu_after) = marks
     counted = steps - 1 - WARM_UP_STEPS
     figures: dict[str, Any] = {
         "computes": computes[WARM_UP_STEPS:],
         "wait_share": sum(waits[WARM_UP_STEPS:]) / (sum(waits[WARM_UP_STEPS:]) + sum(computes[WARM_UP_STEPS:])),
-        "images_per_second": counted * trainee.config.data.batch_size / (ended - begun),
+        "images_per_second": counted * trainer.config.data.batch_size / (ended - begun),
         "cpu_seconds": (cpu_after - cpu_before) / counted,
-        "gradient_mb": sum(p.numel() * p.element_size() for p in trainee.engine.module.parameters()) / 1e6,
+        "gradient_mb": sum(p.numel() * p.element_size() for p in trainer.engine.module.parameters()) / 1e6,
     }
-    if trainee.place.world_size == 1:
-        index = open_index(trainee.config.data.url, trainee.config.data.train_split)
-        figures |= _storage(index) | {"decode_per_second": _loading(trainee)}
+    if trainer.rank_context.world_size == 1:
+        index = open_index(trainer.config.data.url, trainer.config.data.train_split)
+        figures |= _storage(index) | {"decode_per_second": _loading(trainer)}
         figures["picture_mb"] = index.header.num_bytes / index.header.num_samples / 1e6
     return figures
 
@@ -104,15 +104,15 @@ def _cpu_seconds() -> float:
     return total
 
 
-def _loading(trainee: Trainee) -> float:
+def _loading(trainer: Trainer) -> float:
     """Pictures a second of the loaders when nobody trains."""
-    with trainee.open_train_stream() as stream:
+    with trainer.open_train_stream() as stream:
         for _ in range(WARM_UP_STEPS):
             next(stream)
         begun = time.perf_counter()
         for _ in range(LOADED_STEPS):
             next(stream)
-        return LOADED_STEPS * trainee.config.data.batch_size / (time.perf_counter() - begun)
+        return LOADED_STEPS * trainer.config.data.batch_size / (time.perf_counter() - begun)
 
 
 def _storage(index: ShardIndex) -> dict[str, float]:

@@ -20,41 +20,41 @@ from pathlib import Path
 from hmtl_dist.config.io import load_tree
 from hmtl_dist.data.dataset.build import BuildSettings, build
 from hmtl_dist.data.drawn.faces import SyntheticAdapter, SyntheticSettings
-from hmtl_dist.launch.place import run_folder
+from hmtl_dist.launch.folders import run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.registry import start_services, stop_services
 from hmtl_dist.tracking.config import resolve
 from hmtl_dist.tracking.runs import create_run
-from hmtl_dist.train.base import Listener, Outcome, Place, RunContext
+from hmtl_dist.train.base import Listener, Outcome, RankContext, RunContext
 
 RESULT = "whole_run.json"
 
 
-def measure(config: RunConfig, place: Place, listener: Listener) -> Outcome:
+def measure(config: RunConfig, rank_context: RankContext, listener: Listener) -> Outcome:
     """Alternate the whole run and the bare step on one rank; rank 0 writes the seconds of each round."""
     from hmtl_dist.tracking.base import SilentTracker
     from hmtl_dist.train.loop import train
-    from hmtl_dist.train.worker import Trainee
+    from hmtl_dist.train.worker import Trainer
 
     rounds, steps = (int(os.environ[name]) for name in ("HMTL_BENCH_ROUNDS", "HMTL_BENCH_STEPS"))
-    trainee = Trainee(config, place)
-    tracker = SilentTracker() if place.rank else trainee.open_journal(None)
-    objective, engine = trainee.objective, trainee.engine
+    trainer = Trainer(config, rank_context)
+    tracker = SilentTracker() if rank_context.rank else trainer.open_journal(None)
+    objective, engine = trainer.objective, trainer.engine
     seconds: dict[str, list[float]] = {"whole": [], "bare": []}
-    with trainee.open_train_stream() as stream:
-        shares = trainee.shares(stream)
-        resident = [replace(inputs, images=inputs.images.clone()) for inputs in next(shares).micro_batches]
+    with trainer.open_train_stream() as stream:
+        batches = trainer.rank_batches(stream)
+        resident = [replace(inputs, images=inputs.images.clone()) for inputs in next(batches).micro_batches]
         run = replace(
-            trainee.make_run(stream, tracker, listener, None),
-            shares=[],
-            schedule=replace(trainee.schedule, evaluate_every_epochs=10**6, checkpoint_every_epochs=10**6),
+            trainer.make_run(stream, tracker, listener, None),
+            batches=[],
+            schedule=replace(trainer.schedule, evaluate_every_epochs=10**6, checkpoint_every_epochs=10**6),
             due=lambda: False,
             saved=lambda: None,
         )
         outcome = train(run)
         for _ in range(rounds + 1):
             begin = time.perf_counter()
-            outcome = train(replace(run, shares=islice(shares, steps)))
+            outcome = train(replace(run, batches=islice(batches, steps)))
             seconds["whole"].append(time.perf_counter() - begin)
             begin = time.perf_counter()
             for _ in range(steps):
@@ -65,8 +65,8 @@ def measure(config: RunConfig, place: Place, listener: Listener) -> Outcome:
                     engine.step()
                 objective.after_step()
             seconds["bare"].append(time.perf_counter() - begin)
-    if place.rank == 0:
-        (place.scratch / RESULT).write_text(json.dumps(seconds))
+    if rank_context.rank == 0:
+        (rank_context.scratch / RESULT).write_text(json.dumps(seconds))
     engine.close()
     tracker.close("FINISHED")
     return outcome

@@ -31,6 +31,16 @@ def load(
     Raises:
         hmtl_dist.errors.UserError: There is none under that name, it is damaged, a run's data cannot be read, or this
             machine has no such device.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import hmtl_dist
+        >>> model = hmtl_dist.load("heavier")
+        >>> answers = model.predict([Path("photo.jpg"), Path("photo.jpg").read_bytes()])
+        >>> list(answers)
+        ['expression.happy', 'expression.sad', 'age.age']
+        >>> answers["age.age"].shape
+        (2,)
     """
     import torch
 

@@ -158,7 +158,7 @@ class Console:
             yield live
 
     @contextmanager
-    def progress(self, title: str, total: int, *, plain_seconds: float = PLAIN_SECONDS) -> "Generator[Progress]":
+    def progress(self, title: str, total: int, *, plain_seconds: float = PLAIN_SECONDS) -> "Generator[ProgressBar]":
         """Show how far something is: a bar on a terminal, elsewhere a plain line at most every `plain_seconds`.
 
         A `plain_seconds` of 0 prints a line at every update. The last update is always shown.
@@ -190,7 +190,7 @@ class Console:
     def counted(self, title: str, *, quiet: bool = False) -> "Generator[Callable[[int, int], None]]":
         """Yield a function of (done, total) that shows the share done and the time left, from its first call on."""
         with ExitStack() as stack:
-            shown: list[Progress] = []
+            shown: list[ProgressBar] = []
             started = time.monotonic()
 
             def show(done: int, total: int) -> None:
@@ -204,7 +204,7 @@ class Console:
             yield show
 
 
-class Progress:
+class ProgressBar:
     """One thing that is under way."""
 
     def update(
@@ -237,7 +237,7 @@ class Progress:
         raise NotImplementedError
 
 
-class _Bar(Progress):
+class _Bar(ProgressBar):
     def __init__(self, bar: RichProgress, title: str, total: int) -> None:
         self._bar = bar
         self._task = bar.add_task(title, total=total, figures="")
@@ -252,7 +252,7 @@ class _Bar(Progress):
             self._bar.refresh()
 
 
-class _Lines(Progress):
+class _Lines(ProgressBar):
     def __init__(self, console: Console, title: str, total: int, interval: float) -> None:
         self._console = console
         self._title = title

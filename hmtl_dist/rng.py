@@ -1,4 +1,4 @@
-"""Counter-based random numbers: every draw is a pure function of (seed, epoch, position, stream, index).
+"""Counter-based random numbers: every draw is a pure function of (seed, epoch, position, purpose, index).
 
 The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
 doi:10.1145/2063384.2063405), written once in 64-bit integer arithmetic for numpy arrays and torch tensors: the same
@@ -30,7 +30,7 @@ SPLITMIX_STEP = 0x9E37_79B9_7F4A_7C15 - (1 << 64)
 SPLITMIX_MULTIPLIERS = (0xBF58_476D_1CE4_E5B9 - (1 << 64), 0x94D0_49BB_1331_11EB - (1 << 64))
 
 
-class Stream(IntEnum):
+class Purpose(IntEnum):
     """What a draw is for: two purposes never share numbers. Values are part of every run: append, never renumber."""
 
     SHARDS = 1
@@ -75,14 +75,14 @@ def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> 
     return c0, c1, c2, c3
 
 
-def draws(seed: int, epoch: int, positions: Array, stream: int, count: int) -> Array:
+def draws(seed: int, epoch: int, positions: Array, purpose: int, count: int) -> Array:
     """Draw uniform 32-bit words.
 
     Args:
         seed: 64 bits; taken modulo 2**64.
         epoch: 0 … 2**32 - 1.
         positions: int64 `[N]`, each in 0 … 2**48 - 1.
-        stream: purpose of the draw (`Stream`), 0 … 65535.
+        purpose: what the draw is for (`Purpose`), 0 … 65535.
         count: number of draws for each position.
 
     Returns:
@@ -92,7 +92,7 @@ def draws(seed: int, epoch: int, positions: Array, stream: int, count: int) -> A
     column = cast(Any, positions)[:, None]
     index = _arange_like(positions, blocks)[None, :]
     zero = (column + index) * 0
-    high = ((column >> 32) << 16) | stream
+    high = ((column >> 32) << 16) | purpose
     counter = (zero + (column & MASK32), zero + high, zero + (epoch & MASK32), zero + index)
     words = philox(counter, (seed & MASK32, (seed >> 32) & MASK32))
     joined = _empty_like(positions, (*zero.shape, 4))
@@ -102,24 +102,24 @@ def draws(seed: int, epoch: int, positions: Array, stream: int, count: int) -> A
 
 
 @overload
-def uniform(seed: int, epoch: int, positions: NDArray[np.int64], stream: int, count: int) -> NDArray[np.float32]: ...
+def uniform(seed: int, epoch: int, positions: NDArray[np.int64], purpose: int, count: int) -> NDArray[np.float32]: ...
 @overload
-def uniform(seed: int, epoch: int, positions: "Tensor", stream: int, count: int) -> "Tensor": ...
-def uniform(seed: int, epoch: int, positions: Any, stream: int, count: int) -> Any:
+def uniform(seed: int, epoch: int, positions: "Tensor", purpose: int, count: int) -> "Tensor": ...
+def uniform(seed: int, epoch: int, positions: Any, purpose: int, count: int) -> Any:
     """Draw float32 `[N, count]` uniform in [0, 1), multiples of 2**-24, so exact on every device.
 
     Takes the arguments of `draws`; returns a numpy array or a torch tensor like `positions`.
     """
-    return _as_float32(draws(seed, epoch, positions, stream, count) >> 8) * 2.0**-24
+    return _as_float32(draws(seed, epoch, positions, purpose, count) >> 8) * 2.0**-24
 
 
 @overload
 def normal_like(
-    seed: int, epoch: int, positions: NDArray[np.int64], stream: int, count: int
+    seed: int, epoch: int, positions: NDArray[np.int64], purpose: int, count: int
 ) -> NDArray[np.float32]: ...
 @overload
-def normal_like(seed: int, epoch: int, positions: "Tensor", stream: int, count: int) -> "Tensor": ...
-def normal_like(seed: int, epoch: int, positions: Any, stream: int, count: int) -> Any:
+def normal_like(seed: int, epoch: int, positions: "Tensor", purpose: int, count: int) -> "Tensor": ...
+def normal_like(seed: int, epoch: int, positions: Any, purpose: int, count: int) -> Any:
     """Draw float32 `[N, count]` noise of mean 0 and variance 1, cheap enough for every pixel.
 
     Each value is a sum of four bytes (Irwin-Hall, 1,021 levels, within ±3.45), so it is integer arithmetic and the
@@ -128,7 +128,7 @@ def normal_like(seed: int, epoch: int, positions: Any, stream: int, count: int) 
 
     Takes the arguments of `draws`; returns a numpy array or a torch tensor like `positions`.
     """
-    words = draws(seed, epoch, positions, stream, 2)
+    words = draws(seed, epoch, positions, purpose, 2)
     start = ((words[:, 0] << 32) | words[:, 1])[:, None]
     z = start + (_arange_like(positions, (count + 1) // 2)[None, :] + 1) * SPLITMIX_STEP
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * SPLITMIX_MULTIPLIERS[0]
@@ -144,13 +144,13 @@ def normal_like(seed: int, epoch: int, positions: Any, stream: int, count: int) 
     return _as_float32(both[:, :count] - 510) * float(np.float32(21845.0**-0.5))
 
 
-def permutations(seed: int, epoch: int, positions: Array, stream: int, n: int) -> Array:
+def permutations(seed: int, epoch: int, positions: Array, purpose: int, n: int) -> Array:
     """Draw one uniform permutation of 0 … n-1 for each position: int64 `[N, n]`.
 
     The draws are sorted with their index as tie-break, so that the result does not depend on the sorting algorithm.
     Takes the arguments of `draws`; n must be below 2**31.
     """
-    keys = (cast(Any, draws(seed, epoch, positions, stream, n)) << 31) | _arange_like(positions, n)[None, :]
+    keys = (cast(Any, draws(seed, epoch, positions, purpose, n)) << 31) | _arange_like(positions, n)[None, :]
     return keys.argsort(1) if isinstance(positions, np.ndarray) else keys.argsort(dim=1)
 
 

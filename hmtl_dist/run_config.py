@@ -52,12 +52,12 @@ class TrainConfig(Section):
     """Whether more (`max`) or less (`min`) of the monitored figure is better."""
     groups: Annotated[tuple[str, ...], MAY_CHANGE] = ()
     """Labels whose groups are told apart when evaluating, such as `[gender, age]`: figures of each group, and the gap
-    of the best and the worst one, `eval/TASK/gap/LABEL/FIGURE`. A number label needs `bands`."""
+    of the best and the worst one, `eval/TASK/gap/LABEL/METRIC`. A number label needs `bands`."""
     bands: Annotated[dict[str, Annotated[tuple[float, ...], Field(min_length=1)]], MAY_CHANGE] = Field(
         default_factory=lambda: {"age": (20.0, 40.0, 60.0)}
     )
     """Where the groups of a number label end, in its unit: [20, 40] parts under 20, 20 to under 40, and 40 and over."""
-    gap_figures: Annotated[tuple[Annotated[str, Field(pattern=r"^[^/]+/.+$")], ...], MAY_CHANGE] = ()
+    gap_metrics: Annotated[tuple[Annotated[str, Field(pattern=r"^[^/]+/.+$")], ...], MAY_CHANGE] = ()
     """Figures that are told by group, such as `expression/accuracy`; empty: all of every supervised task."""
 
     @field_validator("bands")

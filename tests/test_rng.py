@@ -40,8 +40,8 @@ def test_philox_gives_the_known_answers_of_random123(
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_numpy_and_torch_give_the_same_bits(function: Callable[..., Any], count: int, device: str) -> None:
     arguments = (2**63 + 12345, 3)
-    in_numpy = function(*arguments, POSITIONS, rng.Stream.PUZZLE, count)
-    in_torch = function(*arguments, torch.tensor(POSITIONS, device=device), rng.Stream.PUZZLE, count)
+    in_numpy = function(*arguments, POSITIONS, rng.Purpose.PUZZLE, count)
+    in_torch = function(*arguments, torch.tensor(POSITIONS, device=device), rng.Purpose.PUZZLE, count)
     assert in_torch.device.type == device
     assert np.array_equal(in_numpy, in_torch.cpu().numpy())
     assert in_numpy.dtype == in_torch.cpu().numpy().dtype
@@ -60,18 +60,20 @@ def test_every_part_of_the_key_changes_the_draws() -> None:
 
 
 def test_more_draws_begin_with_the_fewer() -> None:
-    many = rng.draws(0, 0, POSITIONS, rng.Stream.MASK, 11)
-    assert np.array_equal(many[:, :6], rng.draws(0, 0, POSITIONS, rng.Stream.MASK, 6))
+    many = rng.draws(0, 0, POSITIONS, rng.Purpose.MASK, 11)
+    assert np.array_equal(many[:, :6], rng.draws(0, 0, POSITIONS, rng.Purpose.MASK, 6))
 
 
 def test_a_position_draws_the_same_alone_and_in_company() -> None:
-    together = rng.draws(5, 1, POSITIONS, rng.Stream.CUTOUT, 5)
-    alone = np.concatenate([rng.draws(5, 1, POSITIONS[i : i + 1], rng.Stream.CUTOUT, 5) for i in range(len(POSITIONS))])
+    together = rng.draws(5, 1, POSITIONS, rng.Purpose.CUTOUT, 5)
+    alone = np.concatenate(
+        [rng.draws(5, 1, POSITIONS[i : i + 1], rng.Purpose.CUTOUT, 5) for i in range(len(POSITIONS))]
+    )
     assert np.array_equal(together, alone)
 
 
 def test_uniform_draws_fill_the_unit_interval_evenly() -> None:
-    values = rng.uniform(0, 0, np.arange(50_000), rng.Stream.AUGMENT_COLOUR, 4)
+    values = rng.uniform(0, 0, np.arange(50_000), rng.Purpose.AUGMENT_COLOUR, 4)
     assert 0 <= values.min() < values.max() < 1
     counts = np.histogram(values, bins=20, range=(0, 1))[0]
     expected = values.size / 20
@@ -79,7 +81,7 @@ def test_uniform_draws_fill_the_unit_interval_evenly() -> None:
 
 
 def test_noise_has_mean_0_variance_1_and_no_correlation_between_neighbours() -> None:
-    noise = rng.normal_like(0, 0, np.arange(20), rng.Stream.NOISE, 10_001).astype(np.float64)
+    noise = rng.normal_like(0, 0, np.arange(20), rng.Purpose.NOISE, 10_001).astype(np.float64)
     assert noise.shape == (20, 10_001)
     assert abs(noise.mean()) < 0.01
     assert abs(noise.var() - 1) < 0.02
@@ -88,7 +90,7 @@ def test_noise_has_mean_0_variance_1_and_no_correlation_between_neighbours() -> 
 
 
 def test_permutations_are_uniform() -> None:
-    orders = rng.permutations(7, 0, np.arange(24_000), rng.Stream.PUZZLE, 4)
+    orders = rng.permutations(7, 0, np.arange(24_000), rng.Purpose.PUZZLE, 4)
     assert np.array_equal(np.sort(orders, axis=1), np.tile(np.arange(4), (24_000, 1)))
     counts = np.unique(orders @ np.array([64, 16, 4, 1]), return_counts=True)[1]
     assert len(counts) == 24

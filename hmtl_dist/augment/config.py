@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from hmtl_dist.config.base import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 Concentration = Annotated[float, Field(ge=0.01, le=100)]
 
@@ -49,9 +49,9 @@ class AugmentConfig(Section):
     """Probability of a mirror image."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Greatest rotation to either side, degrees."""
-    crop_min: Share = 1.0
+    crop_min: Fraction = 1.0
     """Least side of the square crop, as a share of the picture's shorter side."""
-    crop_max: Share = 1.0
+    crop_max: Fraction = 1.0
     """Greatest side of the square crop, as a share of the picture's shorter side."""
     crop_position: Literal["centre", "random"] = "centre"
     """Where the crop lies."""
@@ -77,7 +77,7 @@ class AugmentConfig(Section):
     """Greatest standard deviation of Gaussian noise, as a share of white; drawn for each picture."""
     cutout_probability: Probability = 0.0
     """Probability of a cut-out: a grey square laid over the picture, after puzzling."""
-    cutout_side: Share = 0.27
+    cutout_side: Fraction = 0.27
     """Side of the cut-out, as a share of the picture's."""
     mixup_probability: Probability = 0.0
     """Probability that a picture and its label are blended with another's of the step; for classification alone."""
@@ -87,7 +87,7 @@ class AugmentConfig(Section):
     """Probability that a box of another picture is laid over a picture, whose label then counts by its area."""
     cutmix_alpha: Concentration = 1.0
     """The picture's share, before its box is cut off at the edges, is drawn from Beta(alpha, alpha)."""
-    eval_crop: Share = 0.8
+    eval_crop: Fraction = 0.8
     """Side of the central crop when evaluating, as a share of the picture's shorter side."""
     roll_positive: Literal["counterclockwise", "clockwise"] = "counterclockwise"
     """Which way a head with a positive `roll` label is turned, as the viewer sees it; all sets that `data build` makes

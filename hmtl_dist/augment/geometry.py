@@ -55,7 +55,7 @@ class GeometricTransform:
         config = self._config
         if not self._train:
             return np.tile(np.array([config.eval_crop, 0.5, 0.5, 0.0, 0.0], np.float32), (len(positions), 1))
-        params = rng.uniform(self._seed, epoch, positions, rng.Stream.AUGMENT_GEOMETRY, 5)
+        params = rng.uniform(self._seed, epoch, positions, rng.Purpose.AUGMENT_GEOMETRY, 5)
         params[:, SIDE] = config.crop_min + (config.crop_max - config.crop_min) * params[:, SIDE]
         if config.crop_position == "centre":
             params[:, ACROSS : DOWN + 1] = 0.5

@@ -73,7 +73,7 @@ def draw_mix(
         per_lane: P, the samples of a lane in a step.
         size: H and W.
     """
-    words = rng.draws(seed, epoch, positions, rng.Stream.MIXUP, 4)
+    words = rng.draws(seed, epoch, positions, rng.Purpose.MIXUP, 4)
     mixup_below = int(config.mixup_probability * 2**32)
     cutmix_below = int(min(1.0, config.mixup_probability + config.cutmix_probability) * 2**32)
     rows, partners = _partners(seed, epoch, positions, per_lane)
@@ -97,7 +97,7 @@ def draw_mix(
 def _partners(seed: int, epoch: int, positions: Tensor, per_lane: int) -> tuple[Tensor, Tensor]:
     """Return the rows of the samples and of those that may be their partners, int64 `[B]` each."""
     place = positions % per_lane  # a step begins at a multiple of the batch, and a lane at one of P
-    word = rng.draws(seed, epoch, positions - place, rng.Stream.MIX_PARTNER, 1)[:, 0]
+    word = rng.draws(seed, epoch, positions - place, rng.Purpose.MIX_PARTNER, 1)[:, 0]
     turn = 1 + ((word * (per_lane - 1)) >> 32)
     rows = torch.arange(len(positions), device=positions.device)
     return rows, rows - place + (place + turn) % per_lane

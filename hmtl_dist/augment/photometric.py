@@ -46,7 +46,7 @@ def photometric(images: Tensor, config: AugmentConfig, seed: int, epoch: int, po
 
 
 def _photometric(images: Tensor, config: AugmentConfig, seed: int, epoch: int, positions: Tensor) -> Tensor:
-    drawn = rng.uniform(seed, epoch, positions, rng.Stream.AUGMENT_COLOUR, 9).unbind(1)
+    drawn = rng.uniform(seed, epoch, positions, rng.Purpose.AUGMENT_COLOUR, 9).unbind(1)
     if _blurs(config):
         sigma = drawn[7] * config.blur_sigma * images.shape[2] * (drawn[6] < config.blur_probability)
         images = _blur(images, sigma, config.blur_sigma * images.shape[2])
@@ -79,7 +79,7 @@ def cutout(images: Tensor, config: AugmentConfig, seed: int, epoch: int, positio
         return images
     height, width = images.shape[2:]
     side = max(1, round(config.cutout_side * min(height, width)))
-    words = rng.draws(seed, epoch, positions, rng.Stream.CUTOUT, 3)
+    words = rng.draws(seed, epoch, positions, rng.Purpose.CUTOUT, 3)
     top, left = (words[:, 0] * (height - side + 1)) >> 32, (words[:, 1] * (width - side + 1)) >> 32
     rows = torch.arange(height, device=images.device)[None, :] - top[:, None]
     columns = torch.arange(width, device=images.device)[None, :] - left[:, None]
@@ -92,9 +92,9 @@ def cutout(images: Tensor, config: AugmentConfig, seed: int, epoch: int, positio
 
 def _grains(seed: int, epoch: int, positions: Tensor, count: int) -> Tensor:
     if positions.is_cpu:  # the same bits; numpy is several times as fast at 64-bit integers there
-        grains = rng.normal_like(seed, epoch, positions.numpy(), rng.Stream.NOISE, count)
+        grains = rng.normal_like(seed, epoch, positions.numpy(), rng.Purpose.NOISE, count)
         return torch.from_numpy(grains)  # pyright: ignore[reportUnknownMemberType]  # partial in torch
-    return rng.normal_like(seed, epoch, positions, rng.Stream.NOISE, count)
+    return rng.normal_like(seed, epoch, positions, rng.Purpose.NOISE, count)
 
 
 @functools.cache

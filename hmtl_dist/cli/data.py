@@ -109,18 +109,18 @@ def plan(
     from hmtl_dist.config.base import Section
     from hmtl_dist.config.io import check_tree
     from hmtl_dist.data.config import DataConfig
-    from hmtl_dist.data.summary import plan_figures
+    from hmtl_dist.data.summary import plan_summary
 
     class Tree(Section):
         data: DataConfig
 
     data = {"url": url, "train_split": split, "batch_size": batch_size, "lanes": lanes, "shuffle_block": shuffle_block}
     config = check_tree(Tree, {"data": data}, overrides or ())
-    figures = plan_figures(config.data, world_size=world_size, seed=seed)
+    summary = plan_summary(config.data, world_size=world_size, seed=seed)
     if as_json:
-        views.print_json(asdict(figures))
+        views.print_json(asdict(summary))
     else:
-        views.print_plan(figures)
+        views.print_plan(summary)
 
 
 def build_and_print(

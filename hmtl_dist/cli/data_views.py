@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hmtl_dist.data.dataset.foreign import ForeignReport
     from hmtl_dist.data.dataset.schema import IndexHeader
     from hmtl_dist.data.dataset.verify import Pair, VerifyReport
-    from hmtl_dist.data.summary import PlanFigures
+    from hmtl_dist.data.summary import PlanSummary
 
 _SHOWN = 5
 """Lines of each kind of finding that are printed; the rest is in the JSON answer or in a file."""
@@ -112,27 +112,27 @@ def print_headers(headers: "Sequence[IndexHeader]") -> None:
         typer.echo(f"samples are grouped by {headers[0].group}")
 
 
-def print_plan(figures: "PlanFigures") -> None:
+def print_plan(summary: "PlanSummary") -> None:
     """Print the size of an epoch."""
     from rich.table import Table
 
     typer.echo(
-        f"{figures.draws:,} draws: {figures.steps_per_epoch:,} steps an epoch, "
-        f"{figures.leftover:,} left over (others in every epoch)"
+        f"{summary.draws:,} draws: {summary.steps_per_epoch:,} steps an epoch, "
+        f"{summary.leftover:,} left over (others in every epoch)"
     )
     sources = Table("set", "split", "samples", "chosen", "draws an epoch", "of each sample")
     sources.columns[0].overflow = "fold"
-    for source in figures.sources:
+    for source in summary.sources:
         numbers = (f"{number:,}" for number in (source.samples, source.chosen, source.draws))
         sources.add_row(source.url, source.split, *numbers, f"{source.draws / source.chosen:.4g}")
     _show(sources)
     labels = Table("label", "draws of each class in an epoch")
-    for name, counts in figures.label_counts.items():
+    for name, counts in summary.label_counts.items():
         labels.add_row(name, ", ".join(f"{label} {count:,}" for label, count in counts.items()))
-    if figures.label_counts:
+    if summary.label_counts:
         _show(labels)
     table = Table("rank", "samples", "shards", "about")
-    for share in figures.ranks:
+    for share in summary.ranks:
         table.add_row(str(share.rank), f"{share.samples:,}", f"{share.shards:,}", _size(share.num_bytes))
     _show(table)
 

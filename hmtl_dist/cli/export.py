@@ -49,14 +49,14 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="Where the test set of a stored model is now; where it was if empty.")
     ] = None,
-    figures: Annotated[
+    metrics: Annotated[
         bool, typer.Option(help="Ask about the whole test set, for figures with intervals in the model card.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Export backbone and supervised heads, compared with the trained model on pictures of its test set."""
     from hmtl_dist.console import Console
-    from hmtl_dist.export.card import figure_rows
+    from hmtl_dist.export.card import metric_rows
     from hmtl_dist.launch.export import export_model
     from hmtl_dist.services.store import known_mlflow
 
@@ -70,7 +70,7 @@ def export(
                 weights=chosen,
                 heads=tuple(head or ()),
                 data=data,
-                measure=figures,
+                measure=metrics,
                 tracking=known_mlflow(),
                 on_progress=on_progress,
             )
@@ -85,7 +85,7 @@ def export(
                 f"parity     {info.parity.max_difference:.2g} at most on {info.parity.num_samples} pictures of the "
                 f"test set, allowed {info.parity.tolerance:g}{', in float32' if info.quantized else ''}"
             )
-        for task, figure, bounds, before in figure_rows(info):
+        for task, metric, bounds, before in metric_rows(info):
             rest = (f" ({bounds})" if bounds else "") + (f", {before} in float32" if before else "")
-            console.say(f"{task:10} {figure}{rest}")
+            console.say(f"{task:10} {metric}{rest}")
         console.say(f"sha256     {info.sha256}")

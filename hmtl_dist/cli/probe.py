@@ -40,15 +40,15 @@ def probe(
 
     settings = ProbeSettings(head=head.value, folds=folds, epochs=epochs, seed=seed)
     found = probe_run(run_or_checkpoint, settings, label=label, data=data, splits=tuple(split or ()))
-    figures = found.figures
+    metrics = found.metrics
     with Console() as console:
         if as_json:
             answer: dict[str, Any] = {
                 "status": "FINISHED",
                 "checkpoint": found.checkpoint,
                 "num_samples": found.num_samples,
-                "metrics": {f"last/{label}/accuracy": figures.last, f"best/{label}/accuracy": figures.max},
-                "folds": figures.model_dump(mode="json"),
+                "metrics": {f"last/{label}/accuracy": metrics.last, f"best/{label}/accuracy": metrics.max},
+                "folds": metrics.model_dump(mode="json"),
             }
             console.say(json.dumps(answer))
             return
@@ -58,6 +58,6 @@ def probe(
             console.warn("the run was trained on some of these pictures: what is learned on its features flatters")
         kept = "kept from before" if found.cached else "extracted"
         console.say(f"{found.checkpoint}: features of {found.num_samples} pictures {kept}")
-        console.say(f"last epoch  {100 * figures.last:.2f} %   folds {percent(figures.last_by_fold)}")
-        console.say(f"max         {100 * figures.max:.2f} %   folds {percent(figures.max_by_fold)}")
+        console.say(f"last epoch  {100 * metrics.last:.2f} %   folds {percent(metrics.last_by_fold)}")
+        console.say(f"max         {100 * metrics.max:.2f} %   folds {percent(metrics.max_by_fold)}")
         console.say("max takes the best epoch of each fold on that fold itself: it flatters, and is for comparison")

@@ -54,6 +54,6 @@ def _table(found: "Promotion") -> "Table":
 
     table = Table("head", "figure", "of", "champion", "candidate", "verdict")
     for one in found.heads:
-        figures = f"{one.champion:.4f}", f"{one.candidate:.4f}"
-        table.add_row(one.head, one.figure, f"{one.num_samples:,}", *figures, one.verdict)
+        metrics = f"{one.champion:.4f}", f"{one.candidate:.4f}"
+        table.add_row(one.head, one.metric, f"{one.num_samples:,}", *metrics, one.verdict)
     return table

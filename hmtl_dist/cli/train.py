@@ -146,11 +146,11 @@ def evaluate(
         groups = _groups(group) if group else None
         evaluation, checkpoint = evaluate_run(run_or_checkpoint, split=split, data=data, weights=chosen, groups=groups)
         if as_json:
-            answer = {"checkpoint": checkpoint, "num_samples": evaluation.num_samples, "metrics": evaluation.figures}
+            answer = {"checkpoint": checkpoint, "num_samples": evaluation.num_samples, "metrics": evaluation.metrics}
             console.say(json.dumps(answer))
         else:
             console.say(f"{checkpoint}: {evaluation.num_samples} pictures")
-            console.show(figures_table(evaluation.figures))
+            console.show(metrics_table(evaluation.metrics))
 
 
 def _groups(given: Sequence[str]) -> dict[str, list[float]]:
@@ -174,7 +174,7 @@ def run(config: "RunConfig", console: "Console", *, quiet: bool = False, allow_c
     from hmtl_dist.config.io import home
     from hmtl_dist.engine.checkpoint import complete_steps
     from hmtl_dist.launch.driver import drive
-    from hmtl_dist.launch.place import run_folder
+    from hmtl_dist.launch.folders import run_folder
     from hmtl_dist.tracking.redact import redact
     from hmtl_dist.train.saving import checkpoints_folder
 
@@ -236,7 +236,7 @@ def tell(finished: "Finished", console: "Console", again: str = "the same comman
     """Print how a run ended, and with what command a stopped one goes on."""
     outcome = finished.outcome
     if outcome.metrics:
-        console.show(figures_table(outcome.metrics))
+        console.show(metrics_table(outcome.metrics))
     if outcome.samples_per_second:
         console.say(f"{outcome.samples_per_second:,.1f} img/s, {outcome.wait_share:.0%} of the time waiting for data")
     if cost := finished.cost:
@@ -256,16 +256,16 @@ def tell(finished: "Finished", console: "Console", again: str = "the same comman
         console.say(f"stopped at step {outcome.global_step} of {outcome.total_steps}; {again} again goes on")
 
 
-def figures_table(figures: Mapping[str, float]) -> "Table":
+def metrics_table(metrics: Mapping[str, float]) -> "Table":
     """Lay evaluation figures out: a row a figure, with a column for last, averaged and best weights."""
     from rich.table import Table
 
-    kinds = [kind for kind in ("last", "ema", "best") if any(name.startswith(f"{kind}/") for name in figures)]
+    kinds = [kind for kind in ("last", "ema", "best") if any(name.startswith(f"{kind}/") for name in metrics)]
     table = Table("task", "figure", "value", *kinds)
-    for name in sorted(name.removeprefix("eval/") for name in figures if name.startswith("eval/")):
-        task, _, figure = name.partition("/")
-        values = [figures.get(f"{kind}/{name}") for kind in ("eval", *kinds)]
-        table.add_row(task, figure, *("" if value is None else f"{value:.4f}" for value in values))
+    for name in sorted(name.removeprefix("eval/") for name in metrics if name.startswith("eval/")):
+        task, _, metric = name.partition("/")
+        values = [metrics.get(f"{kind}/{name}") for kind in ("eval", *kinds)]
+        table.add_row(task, metric, *("" if value is None else f"{value:.4f}" for value in values))
     return table
 
 

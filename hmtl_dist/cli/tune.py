@@ -48,7 +48,7 @@ def tune(
 
     seeds = _seeds(retrain)
     request = Request.make(load_space(space, settings or ()), Path(space).stem, recipe, overrides or (), name)
-    request.check_figures()
+    request.check_metrics()
     with Console() as console:
         if dry_run:
             _tell_plan(request, console, as_json=as_json)
@@ -86,8 +86,8 @@ def _tell(request: "Request", outcome: "Outcome", console: "Console") -> None:
     console.say(f"{len(outcome.records)} trials, {images:,} pictures, {duration(outcome.seconds)}")
     metric = request.space.metric
     if outcome.best is not None:
-        console.say(f"winner     trial {outcome.best.number}: {metric} {outcome.best.figures[metric]:.4f}")
-    values = [figures[metric] for figures in outcome.retrained.values() if metric in figures]
+        console.say(f"winner     trial {outcome.best.number}: {metric} {outcome.best.metrics[metric]:.4f}")
+    values = [metrics[metric] for metrics in outcome.retrained.values() if metric in metrics]
     if values:
         from hmtl_dist.tune.results import spread
 

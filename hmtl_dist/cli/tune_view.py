@@ -87,8 +87,8 @@ class SweepView(Onlooker):
 
     def _table(self, records: Sequence[Record]) -> Table:
         names = short_names(self._space.varied)
-        figures = [metric.removeprefix("eval/") for metric, _ in self._space.metrics]
-        table = Table("trial", "status", "step", *figures, "img/s", "ETA", *names.values(), caption=self._line(records))
+        metrics = [metric.removeprefix("eval/") for metric, _ in self._space.metrics]
+        table = Table("trial", "status", "step", *metrics, "img/s", "ETA", *names.values(), caption=self._line(records))
         running = [record for record in records if self._runs(record)]
         others = [record for record in ranked(self._space, records) if not self._runs(record)]
         for record in [*running, *others[: max(3, SHOWN - len(running))]]:
@@ -106,10 +106,10 @@ class SweepView(Onlooker):
         step = line.global_step if line else record.step
         rate = line.samples_per_second if line else record.samples_per_second
         eta = duration(line.eta_seconds) if line and line.eta_seconds is not None else ""
-        figures = [f"{record.figures[name]:.4f}" if name in record.figures else "" for name, _ in self._space.metrics]
+        metrics = [f"{record.metrics[name]:.4f}" if name in record.metrics else "" for name, _ in self._space.metrics]
         total = line.total_steps if line else record.total_steps
         params = [shown(record.params[path]) if path in record.params else "" for path in self._space.varied]
-        return [str(record.number), status, f"{step}/{total}" if total else "", *figures, f"{rate:.1f}", eta, *params]
+        return [str(record.number), status, f"{step}/{total}" if total else "", *metrics, f"{rate:.1f}", eta, *params]
 
     def _line(self, records: Sequence[Record]) -> str:
         """Say how the sweep stands: trials, best, speed, time left."""
@@ -135,13 +135,13 @@ class SweepView(Onlooker):
             return f"failed: {record.error}"
         names = short_names(self._space.varied)
         params = " ".join(f"{names[path]}={shown(record.params[path])}" for path in names if path in record.params)
-        figures = " ".join(
-            f"{name.removeprefix('eval/')} {record.figures[name]:.4f}"
+        metrics = " ".join(
+            f"{name.removeprefix('eval/')} {record.metrics[name]:.4f}"
             for name, _ in self._space.metrics
-            if name in record.figures
+            if name in record.metrics
         )
         how = {"FINISHED": "finished", "PRUNED": "stopped early", "STOPPED": "stopped, goes on next time"}
-        return f"{how.get(record.status, record.status.lower())} at step {record.step}: {figures}  {params}".rstrip()
+        return f"{how.get(record.status, record.status.lower())} at step {record.step}: {metrics}  {params}".rstrip()
 
 
 def seconds_left(

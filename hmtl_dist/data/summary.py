@@ -12,7 +12,7 @@ from hmtl_dist.data.stream.selection import Source, open_training
 
 
 @dataclass(frozen=True)
-class RankShare:
+class RankReads:
     """What one rank reads in the first epoch."""
 
     rank: int
@@ -24,7 +24,7 @@ class RankShare:
 
 
 @dataclass(frozen=True)
-class PlanFigures:
+class PlanSummary:
     """The size of an epoch."""
 
     draws: int
@@ -36,7 +36,7 @@ class PlanFigures:
     """The sets, and what is drawn of each."""
     label_counts: dict[str, dict[str, int]]
     """Draws of each class of each category label in an epoch."""
-    ranks: list[RankShare]
+    ranks: list[RankReads]
 
 
 def headers_of(url: str) -> list[IndexHeader]:
@@ -48,7 +48,7 @@ def headers_of(url: str) -> list[IndexHeader]:
     return [open_index(url, split).header for split in open_dataset(url).splits]
 
 
-def plan_figures(config: DataConfig, *, world_size: int, seed: int) -> PlanFigures:
+def plan_summary(config: DataConfig, *, world_size: int, seed: int) -> PlanSummary:
     """Plan the first epoch of training and count what falls to each rank, without walking its blocks.
 
     Raises:
@@ -67,15 +67,15 @@ def plan_figures(config: DataConfig, *, world_size: int, seed: int) -> PlanFigur
     )
     epoch = plan.epoch(0)
     mean_bytes = index.num_bytes / np.maximum(index.num_samples, 1)
-    ranks: list[RankShare] = []
+    ranks: list[RankReads] = []
     for rank in range(world_size):
         counts = epoch.lane_draws(plan.rank_lanes(rank, world_size))
         ranks.append(
-            RankShare(rank, int(counts.sum()), int(np.count_nonzero(counts)), round(float(counts @ mean_bytes)))
+            RankReads(rank, int(counts.sum()), int(np.count_nonzero(counts)), round(float(counts @ mean_bytes)))
         )
     header = training.header
     labels = {
         name: dict(zip(header.fields[name].classes, counts, strict=True))
         for name, counts in header.label_counts.items()
     }
-    return PlanFigures(plan.num_draws, plan.steps_per_epoch, plan.leftover, list(training.sources), labels, ranks)
+    return PlanSummary(plan.num_draws, plan.steps_per_epoch, plan.leftover, list(training.sources), labels, ranks)

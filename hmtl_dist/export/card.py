@@ -41,7 +41,7 @@ def _card(info: ModelInfo) -> Iterator[str]:
         yield from _data(origin)
     yield from _found(info)
     if origin:
-        yield from _figures(origin, info)
+        yield from _metrics(origin, info)
     yield from _limits()
     yield from _files(info)
     if origin:
@@ -76,17 +76,17 @@ def _data(origin: Origin) -> Iterator[str]:
     )
 
 
-def figure_rows(info: ModelInfo) -> Iterator[tuple[str, str, str, str]]:
+def metric_rows(info: ModelInfo) -> Iterator[tuple[str, str, str, str]]:
     """Yield of each head its name, its figure with what it is, the interval, and what it was before quantization."""
     float32 = info.quantized.float32 if info.quantized else {}
     for task, found in info.found.items():
-        bounds = [_said(bound, found.figure) for bound in (found.low, found.high) if bound is not None]
-        before = _said(float32[task], found.figure) if task in float32 else ""
-        yield task, f"{found.figure} {_said(found.value, found.figure)}", " to ".join(bounds), before
+        bounds = [_said(bound, found.metric) for bound in (found.low, found.high) if bound is not None]
+        before = _said(float32[task], found.metric) if task in float32 else ""
+        yield task, f"{found.metric} {_said(found.value, found.metric)}", " to ".join(bounds), before
 
 
-def _said(value: float, figure: str) -> str:
-    return f"{value:.1%}" if figure == "accuracy" else f"{value:.4g}"
+def _said(value: float, metric: str) -> str:
+    return f"{value:.1%}" if metric == "accuracy" else f"{value:.4g}"
 
 
 def _found(info: ModelInfo) -> Iterator[str]:
@@ -105,13 +105,13 @@ def _found(info: ModelInfo) -> Iterator[str]:
     rows = [
         (
             task,
-            figure,
+            metric,
             bounds,
             f"{found.num_samples:,}",
             f"{found.num_groups:,}",
             *((before,) if info.quantized else ()),
         )
-        for (task, figure, bounds, before), found in zip(figure_rows(info), info.found.values(), strict=True)
+        for (task, metric, bounds, before), found in zip(metric_rows(info), info.found.values(), strict=True)
     ]
     yield _lines(*("| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)))
     yield _text(
@@ -121,7 +121,7 @@ def _found(info: ModelInfo) -> Iterator[str]:
     )
 
 
-def _figures(origin: Origin, info: ModelInfo) -> Iterator[str]:
+def _metrics(origin: Origin, info: ModelInfo) -> Iterator[str]:
     """Lay out the figures of the heads that were kept, for the weights that were kept."""
     kind = origin.weights if any(name.startswith(f"{origin.weights}/") for name in origin.metrics) else "eval"
     rows = [

@@ -19,7 +19,7 @@ MAX_CORRECTED = 2000
 """Groups up to which the interval is corrected for bias and skew, at a cost of their number squared."""
 
 
-def found(figure: str, scores: NDArray[np.float64], groups: NDArray[np.uint64]) -> Found:
+def found(metric: str, scores: NDArray[np.float64], groups: NDArray[np.uint64]) -> Found:
     """Return a figure with its interval.
 
     Right or wrong answers, each on a picture of another group, have Wilson's interval. Everything else is resampled by
@@ -31,7 +31,7 @@ def found(figure: str, scores: NDArray[np.float64], groups: NDArray[np.uint64]) 
     "Better bootstrap confidence intervals", JASA 1987.
 
     Args:
-        figure: `accuracy`, of scores 0 and 1, or what the mean of errors is called.
+        metric: `accuracy`, of scores 0 and 1, or what the mean of errors is called.
         scores: Of each picture, `[N]`; NaN where it has no label.
         groups: Which of them belong together, `[N]`.
 
@@ -44,9 +44,9 @@ def found(figure: str, scores: NDArray[np.float64], groups: NDArray[np.uint64]) 
     scores = scores[labelled]
     _, member = np.unique(groups[labelled], return_inverse=True)
     sums, counts = (np.bincount(member, weights=values).astype(np.float64) for values in (scores, np.ones_like(scores)))
-    low, high = _interval(figure == "accuracy", sums, counts)
+    low, high = _interval(metric == "accuracy", sums, counts)
     return Found(
-        figure=figure,
+        metric=metric,
         value=float(scores.mean()),
         low=low,
         high=high,

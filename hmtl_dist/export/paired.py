@@ -22,7 +22,7 @@ class Compared:
     """A head of two models on the pictures that have its label."""
 
     head: str
-    figure: str
+    metric: str
     """What `champion` and `candidate` are."""
     num_samples: int
     champion: float
@@ -67,7 +67,7 @@ def compare_errors(
     champion: NDArray[np.float64],
     candidate: NDArray[np.float64],
     alpha: float = 0.05,
-    figure: str = "mean error",
+    metric: str = "mean error",
 ) -> Compared:
     """Compare absolute errors by a bootstrap interval of their mean paired difference (BCa, Efron 1987).
 
@@ -76,7 +76,7 @@ def compare_errors(
         champion: The champion's absolute errors, `[N]`.
         candidate: The candidate's, `[N]`.
         alpha: One less the interval's confidence.
-        figure: What the mean of the errors is called.
+        metric: What the mean of the errors is called.
     """
     gain = champion - candidate
     low = high = float(gain.mean()) if len(gain) else float("nan")
@@ -89,7 +89,7 @@ def compare_errors(
         low, high = -np.inf, np.inf
     return Compared(
         head,
-        figure,
+        metric,
         len(gain),
         float(champion.mean()) if len(gain) else float("nan"),
         float(candidate.mean()) if len(gain) else float("nan"),

@@ -1,9 +1,9 @@
 """What stands beside a stored model's weights, in `model.json`: how to feed it, how to read it, where it comes from."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.config.base import Section
@@ -71,7 +71,7 @@ class Parity(Section):
 class Found(Section):
     """A figure of the stored model itself, on the whole test set."""
 
-    figure: str
+    metric: Annotated[str, Field(validation_alias=AliasChoices("metric", "figure"))]
     """`accuracy`, or `mean error` in the labels' units, or in scales where their units differ."""
     value: float
     low: float | None

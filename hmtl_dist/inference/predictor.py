@@ -148,6 +148,15 @@ class Predictor:
 
         Raises:
             UserError: There is a picture that cannot be read, or pixels of another size.
+
+        Examples:
+            >>> import numpy as np
+            >>> import hmtl_dist
+            >>> model = hmtl_dist.load("heavier")
+            >>> size = model.info.image_size
+            >>> answers = model.predict(np.zeros((3, size, size, 3), np.uint8))
+            >>> bool(np.allclose(answers["expression.happy"] + answers["expression.sad"], 1))
+            True
         """
         answers: list[Tensor] = []
         for pixels in self._batches(pictures):

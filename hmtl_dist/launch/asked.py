@@ -17,7 +17,7 @@ from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.reading import HeadOutput
 from hmtl_dist.tasks.registry import build_tasks
 from hmtl_dist.tasks.supervised import SupervisedTask
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import RankContext
 from hmtl_dist.train.streams import open_stream
 
 
@@ -55,7 +55,7 @@ def ask(
     total, done = sum(source.chosen for source in evaluation.sources), 0
     ids: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {name: [] for name in readings}
-    with open_stream(config, evaluation, Place.alone()) as stream:
+    with open_stream(config, evaluation, RankContext.alone()) as stream:
         for batch in stream:
             said = predictor.answer(batch.images.permute(0, 3, 1, 2).float() / 255)
             counts = batch.weight > 0
@@ -72,7 +72,7 @@ def ask(
     )
 
 
-def figure_of(reading: HeadOutput) -> str:
+def metric_of(reading: HeadOutput) -> str:
     """Name what the mean of a head's scores is."""
     if reading.type == "classification":
         return "accuracy"

@@ -8,14 +8,14 @@ from typing import Any
 
 from hmtl_dist.engine.checkpoint import complete_steps, newest_manifest
 from hmtl_dist.launch.cost import Cost, account
+from hmtl_dist.launch.folders import run_folder
 from hmtl_dist.launch.lock import only_one
-from hmtl_dist.launch.place import run_folder
 from hmtl_dist.launch.preflight import check_data
 from hmtl_dist.launch.record import Record, begin_recording, check_place, read_record, write_record
 from hmtl_dist.launch.sync import undelivered
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import Recording, resolve
-from hmtl_dist.tracking.runs import finish_run, record_figures, run_url
+from hmtl_dist.tracking.runs import finish_run, record_metrics, run_url
 from hmtl_dist.train.base import Callback, Listener, Outcome, Progress, RunContext
 from hmtl_dist.train.saving import check_changes, checkpoints_folder, read_entries
 
@@ -136,8 +136,8 @@ def _with_cost(finished: Finished, recording: Recording, price: float, seconds: 
     """Tell what a run has cost, and record it."""
     outcome = finished.outcome
     cost = account(price, finished.folder, nodes=outcome.nodes, seconds=seconds, images=images)
-    figures = {"cost/run": cost.run, "cost/node_hours": cost.node_hours}
+    metrics = {"cost/run": cost.run, "cost/node_hours": cost.node_hours}
     if cost.per_million_images is not None:
-        figures["cost/per_million_images"] = cost.per_million_images
-    record_figures(recording, finished.run_id, figures, outcome.global_step)
+        metrics["cost/per_million_images"] = cost.per_million_images
+    record_metrics(recording, finished.run_id, metrics, outcome.global_step)
     return replace(finished, cost=cost)

@@ -26,7 +26,7 @@ from hmtl_dist.export.intervals import found
 from hmtl_dist.export.parity import check_parity
 from hmtl_dist.inference.folder import copy_model, load_model, model_digest
 from hmtl_dist.inference.info import Format, ModelInfo, Quantized, Weights, read_info, write_info
-from hmtl_dist.launch.asked import ask, figure_of
+from hmtl_dist.launch.asked import ask, metric_of
 from hmtl_dist.launch.models import load_trained, open_test_set, read_pictures, stored_model
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import TrackingConfig
@@ -127,9 +127,7 @@ def _quantize(folder: Path, pictures: Tensor) -> None:
     quantize_onnx(folder / FILES["onnx"], pictures)
     digest = model_digest(folder, FILES["onnx"])
     info = read_info(folder)
-    quantized = Quantized(
-        calibrated_on=len(pictures), float32={task: figure.value for task, figure in info.found.items()}
-    )
+    quantized = Quantized(calibrated_on=len(pictures), float32={task: one.value for task, one in info.found.items()})
     write_info(folder, info.model_copy(update={"sha256": digest, "quantized": quantized}))
 
 
@@ -144,7 +142,7 @@ def _measure(
     asked = ask(open_model(folder), config, evaluation, on_progress)
     info = read_info(folder)
     worth = {
-        task: found(figure_of(info.tasks[task]), scores, groups[asked.sample_ids])
+        task: found(metric_of(info.tasks[task]), scores, groups[asked.sample_ids])
         for task, scores in asked.scores.items()
         if not np.isnan(scores).all()
     }

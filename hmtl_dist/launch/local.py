@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 
 from hmtl_dist.errors import UserError
-from hmtl_dist.launch.place import TrainRank, num_threads, run_folder, scratch_folder, torch_threads
+from hmtl_dist.launch.folders import run_folder, scratch_folder
 from hmtl_dist.launch.room import with_workers
 from hmtl_dist.launch.signals import StopRequest
+from hmtl_dist.launch.threads import num_threads, torch_threads
 from hmtl_dist.run_config import LaunchConfig, RunConfig
-from hmtl_dist.train.base import Listener, Outcome, Place, Progress, RunContext
+from hmtl_dist.train.base import Listener, Outcome, Progress, RankContext, RunContext, TrainRank
 
 _TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in one collective: longer than a slow evaluation or save."""
@@ -79,7 +80,7 @@ def run_local(
     config = with_workers(config, world_size)
     if config.launch.world_size != world_size:
         raise UserError(_wrong_size(config.launch.world_size, world_size))
-    place = Place(
+    rank_context = RankContext(
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
@@ -89,8 +90,8 @@ def run_local(
         node=int(os.environ.get("GROUP_RANK", "0")),
         nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
     )
-    with StopRequest(on_stop) as stop, torch_threads(num_threads(config.launch)), _process_group(place):
-        return train(config, place, listener or LocalListener(show, stop))
+    with StopRequest(on_stop) as stop, torch_threads(num_threads(config.launch)), _process_group(rank_context):
+        return train(config, rank_context, listener or LocalListener(show, stop))
 
 
 _RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
@@ -119,12 +120,12 @@ def _device(launch: LaunchConfig, local_rank: int) -> str:
 
 
 @contextmanager
-def _process_group(place: Place) -> Generator[None]:
-    if place.world_size == 1:
+def _process_group(rank_context: RankContext) -> Generator[None]:
+    if rank_context.world_size == 1:
         yield
         return
-    backend = "gloo" if place.device == "cpu" else "nccl"
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=_TIMEOUT)
+    backend = "gloo" if rank_context.device == "cpu" else "nccl"
+    dist.init_process_group(backend, rank=rank_context.rank, world_size=rank_context.world_size, timeout=_TIMEOUT)
     try:
         yield
     finally:

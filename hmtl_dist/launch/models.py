@@ -25,7 +25,7 @@ from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.supervised import SupervisedTask
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.registry import SCHEME, download_version, find_version
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import RankContext
 from hmtl_dist.train.origin import evaluated_on, origin_of
 from hmtl_dist.train.parts import build_parts
 from hmtl_dist.train.saving import read_config, read_entries, saved_config
@@ -158,7 +158,7 @@ def read_pictures(config: RunConfig, evaluation: Selection, count: int) -> Tenso
     """
     data = config.data.model_copy(update={"num_workers": 0})
     parts: list[Tensor] = []
-    with open_stream(config.model_copy(update={"data": data}), evaluation, Place.alone()) as stream:
+    with open_stream(config.model_copy(update={"data": data}), evaluation, RankContext.alone()) as stream:
         for batch in stream:
             parts.append(batch.images[batch.weight > 0].clone())
             if sum(map(len, parts)) >= count:

@@ -7,9 +7,9 @@ from hmtl_dist.config.io import home
 from hmtl_dist.data.dataset.index import open_dataset
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.evaluate import load_run
-from hmtl_dist.launch.place import num_threads, torch_threads
+from hmtl_dist.launch.threads import num_threads, torch_threads
 from hmtl_dist.train.features import load_features
-from hmtl_dist.train.probe import ProbeFigures, ProbeSettings, probe
+from hmtl_dist.train.probe import ProbeMetrics, ProbeSettings, probe
 from hmtl_dist.train.saving import saved_config
 
 
@@ -17,7 +17,7 @@ from hmtl_dist.train.saving import saved_config
 class Probed:
     """What a probe found, and on what."""
 
-    figures: ProbeFigures
+    metrics: ProbeMetrics
     checkpoint: str
     cached: bool
     """Whether the features were there already."""
@@ -59,6 +59,6 @@ def probe_run(
     folder: Path = home() / "features"
     with torch_threads(num_threads(config.launch)):
         found, cached = load_features(config, state.ema or state.model, splits or there, label, folder)
-        figures = probe(found, settings)
+        metrics = probe(found, settings)
     seen = own and (config.data.folds is not None or config.data.train_split in (splits or there))
-    return Probed(figures, checkpoint, cached, len(found.labels), found.grouped, seen)
+    return Probed(metrics, checkpoint, cached, len(found.labels), found.grouped, seen)

@@ -19,7 +19,7 @@ from hmtl_dist.errors import UserError, unknown
 from hmtl_dist.export.folder import open_model
 from hmtl_dist.export.paired import Compared, compare_errors, compare_right
 from hmtl_dist.inference.info import ModelInfo, TestSet, read_info
-from hmtl_dist.launch.asked import Asked, ask, figure_of
+from hmtl_dist.launch.asked import Asked, ask, metric_of
 from hmtl_dist.launch.models import open_test_set
 from hmtl_dist.tasks.reading import HeadOutput
 from hmtl_dist.tracking.config import TrackingConfig
@@ -165,4 +165,4 @@ def _compare_head(
     champion, candidate = champion[labelled], candidate[labelled]
     if reading.type == "classification":
         return compare_right(head, champion > 0, candidate > 0, alpha)
-    return compare_errors(head, champion, candidate, alpha, figure_of(reading))
+    return compare_errors(head, champion, candidate, alpha, metric_of(reading))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-class Figure(NamedTuple):
+class Export(NamedTuple):
     """One metric: what it is made of, and whether every rank has its own."""
 
     source: str
@@ -22,18 +22,18 @@ class Figure(NamedTuple):
 
 
 GAUGES = {
-    "hmtl_images_per_second": Figure("train/samples_per_second", "Pictures a second of the whole run."),
-    "hmtl_global_step": Figure("global_step", "Optimizer steps taken."),
-    "hmtl_loss": Figure("train/loss/total", "Weighted total loss, mean of a report window."),
-    "hmtl_step_seconds": Figure("train/step_seconds", "Seconds of a step, waiting included.", each_rank=True),
-    "hmtl_data_wait_share": Figure("train/wait_share", "Share of time that waits for data, 0 to 1.", each_rank=True),
-    "hmtl_checkpoint_seconds": Figure("checkpoint/seconds", "Seconds to write and upload the last checkpoint."),
+    "hmtl_images_per_second": Export("train/samples_per_second", "Pictures a second of the whole run."),
+    "hmtl_global_step": Export("global_step", "Optimizer steps taken."),
+    "hmtl_loss": Export("train/loss/total", "Weighted total loss, mean of a report window."),
+    "hmtl_step_seconds": Export("train/step_seconds", "Seconds of a step, waiting included.", each_rank=True),
+    "hmtl_data_wait_share": Export("train/wait_share", "Share of time that waits for data, 0 to 1.", each_rank=True),
+    "hmtl_checkpoint_seconds": Export("checkpoint/seconds", "Seconds to write and upload the last checkpoint."),
 }
 """Metrics that hold the last value, by name."""
 COUNTERS = {
-    "hmtl_bytes_read": Figure("data/bytes_read", "Bytes read from the storage by all ranks."),
-    "hmtl_retries": Figure("data/retries", "Requests to the storage that were repeated."),
-    "hmtl_damaged_samples": Figure("data/damaged", "Samples that could not be decoded."),
+    "hmtl_bytes_read": Export("data/bytes_read", "Bytes read from the storage by all ranks."),
+    "hmtl_retries": Export("data/retries", "Requests to the storage that were repeated."),
+    "hmtl_damaged_samples": Export("data/damaged", "Samples that could not be decoded."),
 }
 """Metrics that add up what each window adds, by name; Prometheus sees them with `_total` behind."""
 
@@ -49,9 +49,9 @@ class RunMetrics:
     def __init__(self, run: str, rank: int) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        def made(kind: type, figures: Mapping[str, Figure]) -> list[tuple[str, Any]]:
-            own = {name: figure for name, figure in figures.items() if figure.each_rank or rank == 0}
-            tags = {name: _tags(run, rank, figure) for name, figure in own.items()}
+        def made(kind: type, exports: Mapping[str, Export]) -> list[tuple[str, Any]]:
+            own = {name: export for name, export in exports.items() if export.each_rank or rank == 0}
+            tags = {name: _tags(run, rank, export) for name, export in own.items()}
             metrics = {name: kind(name, description=own[name].said, tag_keys=(*tags[name],)) for name in own}
             return [(own[name].source, metric.set_default_tags(tags[name])) for name, metric in metrics.items()]
 
@@ -61,15 +61,15 @@ class RunMetrics:
             # a rate needs the value before the first event; `inc` takes no 0
             counter._record(0.0)
 
-    def report(self, figures: Mapping[str, float]) -> None:
+    def report(self, metrics: Mapping[str, float]) -> None:
         """Take the figures of a report window; those that a window does not have keep their value."""
         for source, gauge in self._gauges:
-            if source in figures:
-                gauge.set(figures[source])
+            if source in metrics:
+                gauge.set(metrics[source])
         for source, counter in self._counters:
-            if figures.get(source, 0.0) > 0:
-                counter.inc(figures[source])
+            if metrics.get(source, 0.0) > 0:
+                counter.inc(metrics[source])
 
 
-def _tags(run: str, rank: int, figure: Figure) -> dict[str, str]:
-    return {"run": run, "rank": str(rank)} if figure.each_rank else {"run": run}
+def _tags(run: str, rank: int, export: Export) -> dict[str, str]:
+    return {"run": run, "rank": str(rank)} if export.each_rank else {"run": run}

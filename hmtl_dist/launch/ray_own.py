@@ -133,19 +133,19 @@ def _join_ranks(backend: str, address: str, seconds: int) -> None:
     import torch.distributed as dist
 
     context = ray.train.get_context()
-    figures = {
+    environment = {
         "RANK": context.get_world_rank(),
         "WORLD_SIZE": context.get_world_size(),
         "LOCAL_RANK": context.get_local_rank(),
         "LOCAL_WORLD_SIZE": context.get_local_world_size(),
         "NODE_RANK": context.get_node_rank(),
     }
-    os.environ.update({name: str(value) for name, value in figures.items()})
+    os.environ.update({name: str(value) for name, value in environment.items()})
     dist.init_process_group(
         backend,
         init_method=address,
-        rank=figures["RANK"],
-        world_size=figures["WORLD_SIZE"],
+        rank=environment["RANK"],
+        world_size=environment["WORLD_SIZE"],
         timeout=timedelta(seconds=seconds),
     )
 

@@ -19,16 +19,17 @@ from hmtl_dist.data.storage.s3 import REACHED
 from hmtl_dist.data.stream.worker import LoaderDiedError
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import TrainingError, one_line
-from hmtl_dist.launch.place import TrainRank, num_threads, run_folder, scratch_folder, torch_threads
+from hmtl_dist.launch.folders import run_folder, scratch_folder
 from hmtl_dist.launch.ray_cluster import ANSWER_SECONDS, Cluster, ray_cluster
 from hmtl_dist.launch.ray_metrics import RunMetrics
 from hmtl_dist.launch.ray_nodes import actor_here, living_nodes, scales
 from hmtl_dist.launch.relay import Relay
 from hmtl_dist.launch.room import check_accelerator, with_workers, workers_on
 from hmtl_dist.launch.signals import StopRequest
+from hmtl_dist.launch.threads import num_threads, torch_threads
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.background import in_thread
-from hmtl_dist.train.base import Outcome, Place, Progress, RunContext
+from hmtl_dist.train.base import Outcome, Progress, RankContext, RunContext, TrainRank
 
 _LOOK_SECONDS = 0.2
 """How often the driver looks for progress and for a stop request."""
@@ -81,10 +82,10 @@ class RayListener:
 
         if self._metrics is not None:
             self._metrics.report(metrics)
-        figures: dict[str, Any] = dict(metrics)
+        told: dict[str, Any] = dict(metrics)
         if checkpoint is not None:
-            figures["checkpoint"] = checkpoint
-        ray.train.report(figures)
+            told["checkpoint"] = checkpoint
+        ray.train.report(told)
 
     def should_stop(self) -> bool:
         """Whether the driver asked for an orderly stop."""
@@ -239,7 +240,7 @@ def _train_on_worker(
         os.environ[REACHED] = "1"
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    place = Place(
+    rank_context = RankContext(
         rank=rank,
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
@@ -252,8 +253,8 @@ def _train_on_worker(
     listener = RayListener(relay, rank, RunMetrics(config.name, rank) if scraped else None)
     try:
         with torch_threads(num_threads(config.launch)):
-            outcome = train(config, place, listener)
-        return replace(outcome, nodes=place.nodes)
+            outcome = train(config, rank_context, listener)
+        return replace(outcome, nodes=rank_context.nodes)
     except (RuntimeError, OSError, LoaderDiedError):  # a rank that has lost another one, its loader or its network
         raise
     except Exception as error:

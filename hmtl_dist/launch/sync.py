@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from hmtl_dist.config.addresses import start_it
 from hmtl_dist.errors import UserError
+from hmtl_dist.launch.folders import rank_folder, run_folder
 from hmtl_dist.launch.lock import only_one
-from hmtl_dist.launch.place import rank_folder, run_folder
 from hmtl_dist.launch.record import Record, begin_recording, read_record, write_record
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import resolve, tracking_uri

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from hmtl_dist.console import duration
 from hmtl_dist.report.charts import Bar, draw_bars, draw_curves
 from hmtl_dist.report.study import Confusion, Group, Picture, Study, SuiteTable, images_of
-from hmtl_dist.tracking.history import RecordedRun, told_figures
+from hmtl_dist.tracking.history import RecordedRun, told_metrics
 
 SUITE_COLUMNS = ("row", "seeds", "last [95 %]", "best", "paper", "difference [95 %]", "p", "images", "min", "cost")
 MAX_GROUPS = 20
@@ -55,7 +55,7 @@ def write_page(study: Study) -> str:
         study=study,
         facts=_facts(study),
         suites=[(table, _suite_charts(table), _suite_table(table)) for table in study.suites],
-        figures=_figures(study.groups),
+        metrics=_metrics(study.groups),
         curves=list(_curves(study)),
         confusions=list(_confusions(study.groups)),
         pictures=[(group, [_shown(picture) for picture in group.pictures]) for group in study.groups if group.pictures],
@@ -159,11 +159,11 @@ def _number(text: str, digits: int = 2) -> str:
 # --- groups of runs ------------------------------------------------------------------------------------------------
 
 
-def _figures(groups: Sequence[Group]) -> "Table":
-    names = list(dict.fromkeys(name for group in groups for name in group.figures()))
+def _metrics(groups: Sequence[Group]) -> "Table":
+    names = list(dict.fromkeys(name for group in groups for name in group.metrics()))
     rows: list[list[str]] = []
     for group in groups:
-        found = group.figures()
+        found = group.metrics()
         cells = [_spread(found.get(name, [])) for name in names]
         images = statistics.fmean(images_of(run) for run in group.runs)
         rates = _values(group, "train/samples_per_second")
@@ -197,7 +197,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _curves(study: Study) -> Iterator[Chart]:
-    for name in told_figures(study.runs):
+    for name in told_metrics(study.runs):
         lines = {group.name: group.curves[name] for group in study.groups if name in group.curves}
         lines = dict(list(lines.items())[:MAX_GROUPS])
         if lines:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from hmtl_dist.errors import UserError
-from hmtl_dist.tracking.history import FIGURES, History, RecordedRun, told_figures
+from hmtl_dist.tracking.history import METRICS, History, RecordedRun, told_metrics
 from hmtl_dist.train.best import AT_THE_END
 
-COLUMNS = (*FIGURES, "balanced_accuracy", "macro_f1")
+COLUMNS = (*METRICS, "balanced_accuracy", "macro_f1")
 """Figures of an evaluation that have a column, in this order."""
 MAX_PICTURES = 8
 
@@ -50,8 +50,8 @@ class Group:
     confusions: dict[str, Confusion] = field(default_factory=dict[str, Confusion])
     pictures: list[Picture] = field(default_factory=list[Picture])
 
-    def figures(self) -> dict[str, list[float]]:
-        """Return the figures at the end of its runs as `TASK FIGURE`, a value a run."""
+    def metrics(self) -> dict[str, list[float]]:
+        """Return the figures at the end of its runs as `TASK METRIC`, a value a run."""
         found: dict[str, list[float]] = {}
         for run in self.runs:
             for name in _evaluated(run):
@@ -137,7 +137,7 @@ def find_study(name: str, history: History) -> Study:
 
 def read_groups(study: Study, history: History) -> Iterator[int]:
     """Read the curves, confusion matrices and pictures of a study's groups, yielding how many are read."""
-    names = told_figures(study.runs)
+    names = told_metrics(study.runs)
     for number, group in enumerate(study.groups, start=1):
         _fill(history, group, names)
         yield number
@@ -150,9 +150,9 @@ def images_of(run: RecordedRun) -> int:
 
 
 def _evaluated(run: RecordedRun) -> list[str]:
-    """Return `TASK/FIGURE` of what a run was evaluated by."""
+    """Return `TASK/METRIC` of what a run was evaluated by."""
     names = [name.partition("/")[2] for name in run.metrics if name.startswith("eval/")]
-    return [name for figure in COLUMNS for name in names if name.endswith(f"/{figure}") and name.count("/") == 1]
+    return [name for metric in COLUMNS for name in names if name.endswith(f"/{metric}") and name.count("/") == 1]
 
 
 def _fill(history: History, group: Group, names: Sequence[str]) -> None:

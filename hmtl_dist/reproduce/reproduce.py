@@ -15,7 +15,7 @@ from hmtl_dist.reproduce.page import write_page
 from hmtl_dist.reproduce.results import Result, Store
 from hmtl_dist.reproduce.runner import Listener, Planned, check, probe_command, run_jobs, train_command
 from hmtl_dist.reproduce.suite import DataSource, Job, Suite, drawn_url, jobs
-from hmtl_dist.reproduce.table import Line, as_csv, as_figures, build_table
+from hmtl_dist.reproduce.table import Line, as_csv, as_metrics, build_table
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import PARENT, TrackingConfig, resolve
 from hmtl_dist.tracking.facts import code_tags
@@ -169,7 +169,7 @@ def _record(
     """Record the table in the parent run; its step is the number of finished runs."""
     config = resolve(tracking.model_copy(update={"system_metrics": False}), parent)
     journal = open_tracker(config, request.folder / "journal")
-    journal.metrics(as_figures(lines) | {"finished_runs": float(finished)}, finished)
+    journal.metrics(as_metrics(lines) | {"finished_runs": float(finished)}, finished)
     for file in files:
         journal.artifact(file)
     journal.close("FINISHED")

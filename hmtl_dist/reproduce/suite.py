@@ -79,7 +79,7 @@ class Row(Section):
     """Row whose run with the same seed this one begins from."""
     probe: Probe | None = None
     """Frozen features of another row instead of a recipe."""
-    figure_of: str | None = None
+    runs_of: str | None = None
     """Row whose runs it tells another figure of, instead of runs of its own."""
     baseline: str | None = None
     """Row it is compared with, seed by seed."""
@@ -94,8 +94,8 @@ class Row(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if sum(kind is not None for kind in (self.recipe, self.probe, self.figure_of)) != 1:
-            raise ValueError("give one of recipe, probe and figure_of")
+        if sum(kind is not None for kind in (self.recipe, self.probe, self.runs_of)) != 1:
+            raise ValueError("give one of recipe, probe and runs_of")
         return self
 
 
@@ -140,7 +140,7 @@ def _references(row: Row) -> dict[str, str | None]:
     probed = row.probe.row if row.probe else None
     return {
         "init_from": row.init_from,
-        "figure_of": row.figure_of,
+        "runs_of": row.runs_of,
         "baseline": row.baseline,
         "probe.row": probed,
     }
@@ -261,7 +261,7 @@ def jobs(
         only: Rows to run, with those they depend on; all when empty.
         settings: Overrides that come after the suite's own.
     """
-    rows = [row for row in select(suite, only) if suite.rows[row].figure_of is None]
+    rows = [row for row in select(suite, only) if suite.rows[row].runs_of is None]
     return [_job(suite, name, row, seed, settings) for seed in seeds for row in rows]
 
 

@@ -51,12 +51,12 @@ def build_table(suite: Suite, name: str, seeds: Sequence[int], results: Mapping[
     for row_name, row in suite.rows.items():
         if not row.shown:
             continue
-        source = row.figure_of or row_name
+        source = row.runs_of or row_name
         ran = {seed: result for seed in seeds if (result := results.get(run_name(name, source, seed)))}
         done = {seed: result for seed, result in ran.items() if result.status == "FINISHED"}
         metric = metric_of(suite, row)
-        values = _figures(done, [f"{kind}{metric}" for kind in AT_THE_END], scale)
-        bests = _figures(done, [f"best/{metric}"], scale)
+        values = _metrics(done, [f"{kind}{metric}" for kind in AT_THE_END], scale)
+        bests = _metrics(done, [f"best/{metric}"], scale)
         costs = [_with_predecessors(suite, name, source, seed, results) for seed in done]
         rates = [result.samples_per_second for result in done.values() if result.samples_per_second]
         lines[row_name] = Line(
@@ -116,33 +116,33 @@ def as_csv(lines: Sequence[Line]) -> str:
                 ),
                 *(("", "") if against is None else (against.p_value, against.improvement)),
                 *(line.images, line.minutes, line.samples_per_second, line.cost or "", line.failed),
-                " ".join(f"{seed}:{figure!r}" for seed, figure in line.values.items()),
+                " ".join(f"{seed}:{metric!r}" for seed, metric in line.values.items()),
                 line.row.title,
             ]
         )
     return file.getvalue()
 
 
-def as_figures(lines: Sequence[Line]) -> dict[str, float]:
+def as_metrics(lines: Sequence[Line]) -> dict[str, float]:
     """Return the table as figures by name, for tracking."""
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for line in lines:
         if line.value is not None:
-            figures[f"{line.name}/mean"] = line.value.mean
-            figures |= _interval(line.name, line.value)
+            metrics[f"{line.name}/mean"] = line.value.mean
+            metrics |= _interval(line.name, line.value)
         if line.best is not None:
-            figures[f"{line.name}/best"] = line.best.mean
+            metrics[f"{line.name}/best"] = line.best.mean
         if line.against is not None:
-            figures[f"{line.name}/difference"] = line.against.difference.mean
-            figures |= _interval(f"{line.name}/difference", line.against.difference)
-            figures[f"{line.name}/p_value"] = line.against.p_value
-            figures[f"{line.name}/improvement"] = line.against.improvement
+            metrics[f"{line.name}/difference"] = line.against.difference.mean
+            metrics |= _interval(f"{line.name}/difference", line.against.difference)
+            metrics[f"{line.name}/p_value"] = line.against.p_value
+            metrics[f"{line.name}/improvement"] = line.against.improvement
         if line.minutes:
-            figures[f"{line.name}/minutes"] = line.minutes
-            figures[f"{line.name}/images"] = line.images
+            metrics[f"{line.name}/minutes"] = line.minutes
+            metrics[f"{line.name}/images"] = line.images
         if line.cost:
-            figures[f"{line.name}/cost"] = line.cost
-    return figures
+            metrics[f"{line.name}/cost"] = line.cost
+    return metrics
 
 
 def _interval(name: str, found: Estimate) -> dict[str, float]:
@@ -203,7 +203,7 @@ def shown(found: Estimate | None, *, sign: bool = False) -> str:
     return f"{found.mean:{form}}{interval}"
 
 
-def _figures(done: Mapping[int, Result], names: Sequence[str], scale: float) -> dict[int, float]:
+def _metrics(done: Mapping[int, Result], names: Sequence[str], scale: float) -> dict[int, float]:
     found: dict[int, float] = {}
     for seed, result in done.items():
         value = next((result.metrics[name] for name in names if name in result.metrics), None)

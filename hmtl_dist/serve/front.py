@@ -133,8 +133,8 @@ def _add_pages(app: FastAPI, backend: Backend, about: About, metrics: Metrics) -
         return {"status": "ok"}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {MEDIA_TYPE: {}}}})
-    async def figures() -> Response:
+    async def prometheus() -> Response:
         """Count requests, their time and batches, for Prometheus."""
         return Response(metrics.text(), media_type=MEDIA_TYPE)
 
-    _ = index, model, healthz, figures
+    _ = index, model, healthz, prometheus

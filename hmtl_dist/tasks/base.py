@@ -261,7 +261,7 @@ class Task(ABC):
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:
         """Compare the head's outputs, by the name of the view each was computed on, with the targets."""
 
-    def figure_names(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Return what the figures of an evaluation will be called, besides those that come with the loss."""
         return ()
 

@@ -136,6 +136,6 @@ class Classification(SupervisedTask):
         del ranks
         return ClassificationMetrics(self.label, len(self.classes), device)
 
-    def figure_names(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Names of these figures."""
         return ClassificationMetrics.NAMES

@@ -34,7 +34,7 @@ LEAST_SIDE = 16
 """Pixels a side that a mask needs."""
 GREY = 0.5
 EPSILON = 1e-6
-Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class InpaintingConfig(PretextConfig):
@@ -42,9 +42,9 @@ class InpaintingConfig(PretextConfig):
 
     type: Literal["inpainting"] = "inpainting"
     """Kind of task."""
-    hidden_min: Share = 0.2
+    hidden_min: Fraction = 0.2
     """Least share of the picture's area that is hidden."""
-    hidden_max: Share = 0.4
+    hidden_max: Fraction = 0.4
     """Greatest share of the picture's area that is hidden."""
     fill: Literal["grey", "mean"] = "grey"
     """What hidden parts show: middle grey, or the mean colour of the picture."""
@@ -190,7 +190,7 @@ def draw_masks(
     """
     area = height * width
     least, most = -int(-shares[0] * area // 1), int(shares[1] * area)
-    words = rng.draws(seed, epoch, positions, rng.Stream.MASK, 2 + 4 * MAX_RECTANGLES)
+    words = rng.draws(seed, epoch, positions, rng.Purpose.MASK, 2 + 4 * MAX_RECTANGLES)
     wanted = _integer(words[:, 0], least, (least + most) // 2)
     rows = torch.arange(height, device=positions.device)[None, :]
     columns = torch.arange(width, device=positions.device)[None, :]

@@ -29,12 +29,12 @@ class TaskMetrics(Protocol):
         """Count a batch: the head's output, labels `[B]` by name, and weights `[B]` of which 0 leaves a sample out."""
         ...
 
-    def figures(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Return the figures over all ranks, by name without the task's; collective."""
         ...
 
     def confusion(self) -> NDArray[np.int64] | None:
-        """Return the counts `[K, K]` of the last `figures`: row = true class, column = predicted; None for numbers."""
+        """Return the counts `[K, K]` of the last `compute`: row = true class, column = predicted; None for numbers."""
         ...
 
 
@@ -66,13 +66,13 @@ class ClassificationMetrics:
         # Probabilities: torchmetrics takes logits that all lie in [0, 1] for such.
         self._calibration.update(output.softmax(1), targets)
 
-    def figures(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Return `accuracy`, `balanced_accuracy`, `macro_f1` and `ece`; NaN where no sample is labelled."""
         self._confusion = self._matrix.compute().cpu().numpy().astype(np.int64)
-        return {**confusion_figures(self._confusion), "ece": float(self._calibration.compute())}
+        return {**confusion_metrics(self._confusion), "ece": float(self._calibration.compute())}
 
     def confusion(self) -> NDArray[np.int64]:
-        """Return the counts `[K, K]` of the last `figures`."""
+        """Return the counts `[K, K]` of the last `compute`."""
         return self._confusion
 
 
@@ -99,16 +99,16 @@ class NumberMetrics:
             mean.update(errors_BR[:, column][valid_BR[:, column]])
         self._moments = self._moments + moments(predictions_BR, targets_BR.nan_to_num(), valid_BR)
 
-    def figures(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Return `mae_LABEL`, and `ccc_LABEL`, for every label; `mae` and `ccc` are means over labels of one unit."""
-        figures = {"mae": {label: float(mean.compute()) for label, mean in self._means.items()}}
+        metrics = {"mae": {label: float(mean.compute()) for label, mean in self._means.items()}}
         if self._task.concordance:
             sums = self._ranks.all_reduce_sum(self._moments)
             found = torch.where(sums[:, 0] > 1, concordance(sums), torch.nan)
-            figures["ccc"] = dict(zip(self._task.labels, map(float, found.cpu()), strict=True))
-        named = {f"{kind}_{label}": value for kind, values in figures.items() for label, value in values.items()}
+            metrics["ccc"] = dict(zip(self._task.labels, map(float, found.cpu()), strict=True))
+        named = {f"{kind}_{label}": value for kind, values in metrics.items() for label, value in values.items()}
         if self._task.one_unit:
-            named |= {kind: float(np.mean([*values.values()])) for kind, values in figures.items()}
+            named |= {kind: float(np.mean([*values.values()])) for kind, values in metrics.items()}
         return named
 
     def confusion(self) -> None:
@@ -122,7 +122,7 @@ class NumberMetrics:
         return (*named, *kinds) if task.one_unit else tuple(named)
 
 
-def confusion_figures(confusion: NDArray[np.int64]) -> dict[str, float]:
+def confusion_metrics(confusion: NDArray[np.int64]) -> dict[str, float]:
     """Reduce a confusion matrix `[K, K]` (rows: true class) to accuracy, balanced accuracy and macro F1.
 
     Classes that do not occur have no recall and no F1, so they take no part in the means.

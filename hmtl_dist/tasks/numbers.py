@@ -99,7 +99,7 @@ class NumberTask(SupervisedTask):
         """Mean absolute errors, and concordances where the task asks for them."""
         return NumberMetrics(self, device, ranks)
 
-    def figure_names(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Names of these figures."""
         return NumberMetrics.names(self)
 

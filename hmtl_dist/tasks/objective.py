@@ -18,7 +18,7 @@ WEIGHTING = "weighting"
 LOG_VARS = "log_vars"
 
 
-class Figures(NamedTuple):
+class Means(NamedTuple):
     """Global means, as scalars on the device."""
 
     losses: dict[str, Tensor]
@@ -40,7 +40,7 @@ class StepLosses:
     metrics: Mapping[str, Tensor]
     """Global means as `TASK/METRIC`, detached float64 scalars."""
     sums: Tensor
-    """The global sums and counts behind `by_task` and `metrics`: add those of several steps, then call `figures`."""
+    """The global sums and counts behind `by_task` and `metrics`: add those of several steps, then call `means`."""
 
 
 class Objective:
@@ -98,10 +98,10 @@ class Objective:
         """
         terms = self._terms(outputs, prepared, inputs)
         sums = self._ranks.all_reduce_sum(self._pack(terms))
-        figures = self.figures(sums)
+        means = self.means(sums)
         counts = sums[1 : 2 * len(self.tasks) : 2]
-        losses = torch.stack([figures.losses[task.name] for task in self.tasks])
-        present = torch.stack([figures.present[task.name] for task in self.tasks])
+        losses = torch.stack([means.losses[task.name] for task in self.tasks])
+        present = torch.stack([means.present[task.name] for task in self.tasks])
         weighted = self._weighting.combine(losses, present, outputs.get(WEIGHTING, {}).get(LOG_VARS))
 
         # Ranks average their gradients, so each gives world_size times its own part of the global sums.
@@ -114,8 +114,8 @@ class Objective:
         total = own - own.detach() + weighted.total.to(own)
         return StepLosses(
             total=total,
-            by_task=figures.losses,
-            metrics=figures.metrics,
+            by_task=means.losses,
+            metrics=means.metrics,
             sums=sums,
         )
 
@@ -129,19 +129,19 @@ class Objective:
 
         Every rank calls it equally often: some losses (concordance) are collective.
 
-        Add those of all micro-batches, sum over ranks once, and call `figures`.
+        Add those of all micro-batches, sum over ranks once, and call `means`.
         """
         return self._pack(self._terms(outputs, prepared, inputs))
 
-    def figures(self, sums: Tensor) -> Figures:
+    def means(self, sums: Tensor) -> Means:
         """Divide sums by counts: the mean losses and metrics of whatever was added up."""
         names = [task.name for task in self.tasks]
         names += [f"{task}/{metric}" for task, metrics in self._metrics.items() for metric in metrics]
         numerators, counts = sums[0::2], sums[1::2]
-        means = dict(zip(names, (numerators / counts.clamp_min(tiny(counts))).unbind(), strict=True))
+        found = dict(zip(names, (numerators / counts.clamp_min(tiny(counts))).unbind(), strict=True))
         present = dict(zip(names, (counts > 0).to(sums).unbind(), strict=True))
-        losses = {task.name: means.pop(task.name) for task in self.tasks}
-        return Figures(losses, means, present)
+        losses = {task.name: found.pop(task.name) for task in self.tasks}
+        return Means(losses, found, present)
 
     def after_step(self) -> None:
         """Tell the tasks that the optimizer has taken a step."""
@@ -202,7 +202,7 @@ class Objective:
         pairs = [(term.sum, term.count) for term in terms.values()]
         pairs += [pair for term in terms.values() for pair in term.metrics.values()]
         # float64: counts stay exact, and the order in which ranks are summed hardly shows.
-        return torch.stack([figure.detach().double() for pair in pairs for figure in pair])
+        return torch.stack([value.detach().double() for pair in pairs for value in pair])
 
 
 def wire(tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:

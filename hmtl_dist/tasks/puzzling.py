@@ -72,7 +72,7 @@ class Puzzling(Task):
 
     def prepare(self, inputs: Inputs) -> Prepared:
         """Shuffle the tiles: the view, and targets `tiles`, int64 `[B, S]`, the original tile in each slot."""
-        tiles_BS = rng.permutations(inputs.seed, inputs.epoch, inputs.positions, rng.Stream.PUZZLE, self._slots)
+        tiles_BS = rng.permutations(inputs.seed, inputs.epoch, inputs.positions, rng.Purpose.PUZZLE, self._slots)
         return Prepared({self.view: shuffle_tiles(inputs.images, tiles_BS, self.grid)}, {"tiles": tiles_BS})
 
     def loss(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs, ranks: Ranks) -> LossTerms:

@@ -62,7 +62,7 @@ class Rotation(Task):
 
     def prepare(self, inputs: Inputs) -> Prepared:
         """Turn the tiles: the view, and targets `turns`, int64 `[B, S]`, the quarters of each tile."""
-        words = rng.draws(inputs.seed, inputs.epoch, inputs.positions, rng.Stream.TILE_ROTATION, self._tiles)
+        words = rng.draws(inputs.seed, inputs.epoch, inputs.positions, rng.Purpose.TILE_ROTATION, self._tiles)
         turns_BS = words >> 30
         turned_B = 90.0 * turns_BS[:, 0] if self.grid == 1 else None
         return Prepared({self.view: turn_tiles(inputs.images, turns_BS, self.grid)}, {"turns": turns_BS}, turned_B)

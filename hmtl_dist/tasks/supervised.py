@@ -46,7 +46,7 @@ class SupervisedTask(Task):
         """Return what counts the figures of an evaluation."""
 
     @abstractmethod
-    def figure_names(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """Return what these figures will be called; nothing is built for it."""
 
     def prepare(self, inputs: Inputs) -> Prepared:

@@ -30,7 +30,7 @@ REWIND_SECONDS = 40.0
 MAX_VALUES = 1000
 """Most metric values in one request (MLflow's limit)."""
 
-FIGURES = frozenset({"metrics", "system"})
+METRICS = frozenset({"metrics", "system"})
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def waiting(journal: Path) -> list[int]:
     return [end for _, end in read_events(journal, _read_offset(journal))] if journal.exists() else []
 
 
-def waiting_figures(journal: Path, step: int, most: int) -> list[Event]:
+def waiting_metrics(journal: Path, step: int, most: int) -> list[Event]:
     """Return the newest figures up to a step that are not delivered yet; none where the journal cannot be read."""
     try:
         rest = (event for event, _ in read_events(journal, _read_offset(journal)))
@@ -254,7 +254,7 @@ def _groups(journal: Path, offset: int) -> Iterator[tuple[list[Event], int]]:
     group: list[Event] = []
     size = 0
     for event, end in read_events(journal, offset):
-        count = len(event["values"]) if event["event"] in FIGURES else MAX_VALUES
+        count = len(event["values"]) if event["event"] in METRICS else MAX_VALUES
         if group and size + count > MAX_VALUES:
             yield group, offset
             group, size = [], 0

@@ -16,9 +16,9 @@ from hmtl_dist.tracking.sink import last_steps, pictures_of
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-FIGURES = ("accuracy", "mae", "ccc")
+METRICS = ("accuracy", "mae", "ccc")
 """Figures of an evaluation that are drawn, in this order."""
-MAX_FIGURES = 12
+MAX_METRICS = 12
 """Figures that are drawn."""
 _PAGE = 500
 
@@ -131,12 +131,12 @@ class History:
                 return found
 
 
-def told_figures(runs: Iterable[RecordedRun]) -> list[str]:
-    """Choose the figures to draw of runs: of evaluations by the order of FIGURES, then losses in training."""
+def told_metrics(runs: Iterable[RecordedRun]) -> list[str]:
+    """Choose the figures to draw of runs: of evaluations by the order of METRICS, then losses in training."""
     present = dict.fromkeys(name for run in runs for name in run.metrics)
     evaluated = [name for name in present if name.startswith("eval/") and "/group/" not in name]
-    ranked = [name for figure in FIGURES for name in evaluated if name.endswith(f"/{figure}")]
-    return [*ranked, *(name for name in present if name.startswith("train/loss/"))][:MAX_FIGURES]
+    ranked = [name for metric in METRICS for name in evaluated if name.endswith(f"/{metric}")]
+    return [*ranked, *(name for name in present if name.startswith("train/loss/"))][:MAX_METRICS]
 
 
 def _recorded(run: "Run") -> RecordedRun:

@@ -90,8 +90,8 @@ class Journal:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record named figures at an optimizer step."""
-        figures = {_metric_name(name): float(value) for name, value in values.items()}
-        self.append({"event": "metrics", "step": int(step), "values": figures})
+        metrics = {_metric_name(name): float(value) for name, value in values.items()}
+        self.append({"event": "metrics", "step": int(step), "values": metrics})
         self._start()
 
     def system(self, values: Mapping[str, float], every: float) -> None:

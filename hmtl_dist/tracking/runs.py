@@ -89,16 +89,16 @@ def finish_run(config: TrackingConfig, run_id: str | None, status: RunStatus) ->
         logger.warning("MLflow: cannot set run %s to %s (%s)", run_id, status, first_line(error))
 
 
-def record_figures(config: TrackingConfig, run_id: str | None, figures: Mapping[str, float], step: int) -> None:
+def record_metrics(config: TrackingConfig, run_id: str | None, metrics: Mapping[str, float], step: int) -> None:
     """Record figures of a run from the driver, such as its cost; never raises."""
     if run_id is None or not config.enabled:
         return
     try:
         client = open_client(config)
-        for key, value in figures.items():
+        for key, value in metrics.items():
             client.log_metric(run_id, key, value, step=step)
     except Exception as error:  # noqa: BLE001 - a note is not worth a run
-        logger.warning("MLflow: cannot record %s of run %s (%s)", ", ".join(figures), run_id, first_line(error))
+        logger.warning("MLflow: cannot record %s of run %s (%s)", ", ".join(metrics), run_id, first_line(error))
 
 
 def tag_run(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]) -> None:

@@ -149,7 +149,7 @@ class MlflowSink:
             self._open(first["run_id"] or self._run_id)
             self._client.update_run(self._run.run_id, status="RUNNING")
         elif kind in {"metrics", "system"}:
-            self._figures(events)
+            self._metrics(events)
         elif kind == "params":
             log_params(self._client, self._run.run_id, first["values"], self._run.params)
         elif kind == "tags":
@@ -188,20 +188,20 @@ class MlflowSink:
             pictures=set(pictures_of(self._client, run_id)),
         )
 
-    def _figures(self, events: list[Event]) -> None:
+    def _metrics(self, events: list[Event]) -> None:
         from mlflow.entities import Metric
 
         run = self._run
-        figures: list[Metric] = []
+        metrics: list[Metric] = []
         last: dict[str, int] = {}
         for event in events:
             step = _step(event, run.start_time)
             for key, value in event["values"].items():
                 if step > last.get(key, run.last_step.get(key, -1)):
                     last[key] = step
-                    figures.append(Metric(key, value, event["time"], step))
-        for begin in range(0, len(figures), MAX_VALUES):
-            self._client.log_batch(run.run_id, metrics=figures[begin : begin + MAX_VALUES])
+                    metrics.append(Metric(key, value, event["time"], step))
+        for begin in range(0, len(metrics), MAX_VALUES):
+            self._client.log_batch(run.run_id, metrics=metrics[begin : begin + MAX_VALUES])
         run.last_step.update(last)
 
     def _dataset(self, event: Event) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from hmtl_dist.tracking.client import answering, open_client
 from hmtl_dist.tracking.config import TrackingConfig
-from hmtl_dist.tracking.history import History, RecordedRun, told_figures
+from hmtl_dist.tracking.history import History, RecordedRun, told_metrics
 
 _PREFIX = "mlflow.sharedViewState."
 _SECTIONS = {"eval": "Evaluation", "train": "Training", "pictures": "Pictures"}
@@ -39,16 +39,16 @@ def views_of(history: History, runs: Sequence[RecordedRun]) -> list[View]:
         history: Where the names of pictures are looked up.
         runs: Of the experiment.
     """
-    figures = told_figures(runs)
+    metrics = told_metrics(runs)
     pictured = [run for run in runs if "mlflow.loggedImages" in run.tags]
     pictures = sorted(history.pictures(pictured[-1].run_id)) if pictured else []
     # sorted by time, MLflow would fold the children of a suite or a sweep into their parent and chart nothing of them
-    best = next((name for name in figures if name.startswith("eval/")), None)
+    best = next((name for name in metrics if name.startswith("eval/")), None)
     order = {} if best is None else {"orderByKey": f"metrics.`{best}`", "orderByAsc": best.endswith("/mae")}
-    found = [View("hmtl-runs", "hmtl: runs", _state(figures, pictures, **order))]
+    found = [View("hmtl-runs", "hmtl: runs", _state(metrics, pictures, **order))]
     if any("row" in run.tags for run in runs):
         rows = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "row"}]}
-        found.append(View("hmtl-rows", "hmtl: rows, mean over seeds", _state(figures, (), groupBy=rows)))
+        found.append(View("hmtl-rows", "hmtl: rows, mean over seeds", _state(metrics, (), groupBy=rows)))
     return found
 
 
@@ -72,8 +72,8 @@ def view_url(address: str, experiment_id: str, view: View) -> str:
     return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?{shown}"
 
 
-def _state(figures: Sequence[str], pictures: Sequence[str], **more: Any) -> dict[str, Any]:
-    evaluated = [name for name in figures if name.startswith("eval/")]
+def _state(metrics: Sequence[str], pictures: Sequence[str], **more: Any) -> dict[str, Any]:
+    evaluated = [name for name in metrics if name.startswith("eval/")]
     sections = [{"uuid": key, "name": name, "display": True, "isReordered": True} for key, name in _SECTIONS.items()]
     return {
         "searchFilter": "",
@@ -89,7 +89,7 @@ def _state(figures: Sequence[str], pictures: Sequence[str], **more: Any) -> dict
         "runsHidden": [],
         "runsVisibilityMap": {},
         "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": list(_charts(figures, pictures)),
+        "compareRunCharts": list(_charts(metrics, pictures)),
         "compareRunSections": sections,
         "isAccordionReordered": True,
         "viewMaximized": False,
@@ -103,8 +103,8 @@ def _state(figures: Sequence[str], pictures: Sequence[str], **more: Any) -> dict
     } | more
 
 
-def _charts(figures: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for name in figures:
+def _charts(metrics: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for name in metrics:
         section = name.partition("/")[0]
         title = name.partition("/")[2].replace("/", " ")
         yield _chart("LINE", f"line {name}", section, metricKey=name, selectedMetricKeys=[name], displayName=title)

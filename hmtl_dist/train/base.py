@@ -1,10 +1,11 @@
 """What a launcher hands to the training of one rank, and what the training says back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
+from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import Recording
 
 
@@ -25,7 +26,7 @@ class RunContext:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankContext:
     """Where one rank runs, and what for."""
 
     rank: int
@@ -93,10 +94,10 @@ class Callback:
     With Ray it travels to the workers by pickle. If it raises, the run ends; if it takes long, every rank waits.
     """
 
-    def on_window(self, step: int, figures: Mapping[str, float]) -> None:
+    def on_window(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a report window's figures, by their names in MLflow, at its last global step."""
 
-    def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take an evaluation's figures, the same on every rank."""
 
     def on_end(self, outcome: Outcome) -> None:
@@ -132,3 +133,7 @@ class Listener(Protocol):
     def should_save(self) -> bool:
         """Whether this rank's machine was announced to go, so that a checkpoint is due; cheap, called every step."""
         ...
+
+
+TrainRank = Callable[[RunConfig, RankContext, Listener], Outcome]
+"""What a launcher runs on every rank: `train.worker.train_rank`, or a test's own function."""

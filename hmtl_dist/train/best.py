@@ -13,14 +13,14 @@ BEST_STEP = "best/step"
 
 
 def with_best(
-    figures: Mapping[str, float], known: Mapping[str, float], step: int, train: TrainConfig
+    metrics: Mapping[str, float], known: Mapping[str, float], step: int, train: TrainConfig
 ) -> dict[str, float]:
-    """Add the best evaluation's figures, as `best/TASK/FIGURE` and `best/step`, to those of a new one.
+    """Add the best evaluation's figures, as `best/TASK/METRIC` and `best/step`, to those of a new one.
 
     A tie stays with the earlier step. The figures are saved in each checkpoint, so that a resumed run knows its best.
 
     Args:
-        figures: The new evaluation's, `eval/TASK/FIGURE` among them.
+        metrics: The new evaluation's, `eval/TASK/METRIC` among them.
         known: The figures before it, with the best so far if there is one.
         step: Global step of the new evaluation.
         train: Says by which figure, and whether more or less of it is better.
@@ -29,17 +29,17 @@ def with_best(
         UserError: There is no figure of the monitored name.
     """
     if train.monitor is None:
-        return dict(figures)
-    if train.monitor not in figures:
-        there = ", ".join(sorted(name for name in figures if name.startswith(EVAL)))
+        return dict(metrics)
+    if train.monitor not in metrics:
+        there = ", ".join(sorted(name for name in metrics if name.startswith(EVAL)))
         raise UserError(f"train.monitor: no figure '{train.monitor}' was evaluated; there are: {there or 'none'}")
-    new, old = figures[train.monitor], known.get(BEST + train.monitor.removeprefix(EVAL))
+    new, old = metrics[train.monitor], known.get(BEST + train.monitor.removeprefix(EVAL))
     better = old is None or (new > old if train.monitor_mode == "max" else new < old)
     if not better:
-        return {**figures, **{name: value for name, value in known.items() if name.startswith(BEST)}}
-    return {**figures, **renamed(figures, BEST), BEST_STEP: float(step)}
+        return {**metrics, **{name: value for name, value in known.items() if name.startswith(BEST)}}
+    return {**metrics, **renamed(metrics, BEST), BEST_STEP: float(step)}
 
 
-def renamed(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
+def renamed(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Return an evaluation's figures with another beginning than `eval/`."""
-    return {prefix + name.removeprefix(EVAL): value for name, value in figures.items() if name.startswith(EVAL)}
+    return {prefix + name.removeprefix(EVAL): value for name, value in metrics.items() if name.startswith(EVAL)}

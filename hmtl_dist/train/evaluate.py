@@ -26,8 +26,8 @@ NUM_PICTURES = 8
 class Evaluation:
     """What an evaluation found; figures and confusion matrices are equal on every rank."""
 
-    figures: dict[str, float]
-    """Figures by `eval/TASK/FIGURE`."""
+    metrics: dict[str, float]
+    """Figures by `eval/TASK/METRIC`."""
     confusions: dict[str, tuple[tuple[str, ...], NDArray[np.int64]]] = field(
         default_factory=dict[str, tuple[tuple[str, ...], NDArray[np.int64]]]
     )
@@ -54,15 +54,15 @@ class Evaluator:
     """Opens this rank's share of the split: one pass, the last batch padded; closed after it."""
     groupings: Sequence[Grouping] = ()
     """What tells groups apart whose figures are told too."""
-    gap_figures: Sequence[str] = ()
-    """Which figures, as `TASK/FIGURE`; none means all."""
+    gap_metrics: Sequence[str] = ()
+    """Which figures, as `TASK/METRIC`; none means all."""
 
     def __call__(self, model: HMTLModel, *, pictures: bool = False) -> Evaluation:
         """Evaluate the model, which must be in evaluation mode; collective."""
         tasks = self.objective.tasks
         supervised = {task.name: task for task in tasks if isinstance(task, SupervisedTask)}
-        metrics = {name: task.metrics(self.device, self.ranks) for name, task in supervised.items()}
-        by_group = GroupMetrics(tasks, self.groupings, self.gap_figures, self.device, self.ranks)
+        meters = {name: task.metrics(self.device, self.ranks) for name, task in supervised.items()}
+        by_group = GroupMetrics(tasks, self.groupings, self.gap_metrics, self.device, self.ranks)
         pretext = [task for task in tasks if task.is_pretext]
         sums: Tensor | None = None
         sheets: dict[str, NDArray[np.uint8]] = {}
@@ -73,7 +73,7 @@ class Evaluator:
                     num_samples += (inputs.weight > 0).sum()
                     predicted = {name: output.float() for name, output in model.predict(inputs.images).items()}
                     for name, output in predicted.items():
-                        metrics[name].update(output, inputs.labels, inputs.weight)
+                        meters[name].update(output, inputs.labels, inputs.weight)
                     by_group.update(predicted, inputs.labels, inputs.weight)
                     if not pretext:
                         continue
@@ -85,31 +85,31 @@ class Evaluator:
                         for task in pretext:
                             own = inputs.every(task.every)
                             sheets[task.name] = sheet(task.illustrate(outputs[task.name], prepared[task.name], own))
-        figures = {
-            f"eval/{name}/{key}": value for name, counted in metrics.items() for key, value in counted.figures().items()
+        metrics = {
+            f"eval/{name}/{key}": value for name, counted in meters.items() for key, value in counted.compute().items()
         }
         if sums is not None:
-            figures |= self._pretext_figures(sums, {task.name for task in pretext})
-        figures |= {f"eval/{name}": value for name, value in by_group.figures().items()}
+            metrics |= self._pretext_metrics(sums, {task.name for task in pretext})
+        metrics |= {f"eval/{name}": value for name, value in by_group.compute().items()}
         return Evaluation(
             # what nothing was counted for is left out: JSON and MLflow have no number for it
-            figures={name: value for name, value in figures.items() if math.isfinite(value)},
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             confusions={
                 name: (supervised[name].reading().names, matrix)
-                for name, counted in metrics.items()
+                for name, counted in meters.items()
                 if (matrix := counted.confusion()) is not None
             },
             pictures=sheets,
             num_samples=int(self.ranks.all_reduce_sum(num_samples).item()),
         )
 
-    def _pretext_figures(self, sums: Tensor, names: set[str]) -> dict[str, float]:
-        found = self.objective.figures(self.ranks.all_reduce_sum(sums))
-        figures = {f"eval/{name}/loss": float(value) for name, value in found.losses.items() if name in names}
-        figures |= {
+    def _pretext_metrics(self, sums: Tensor, names: set[str]) -> dict[str, float]:
+        found = self.objective.means(self.ranks.all_reduce_sum(sums))
+        metrics = {f"eval/{name}/loss": float(value) for name, value in found.losses.items() if name in names}
+        metrics |= {
             f"eval/{name}": float(value) for name, value in found.metrics.items() if name.split("/")[0] in names
         }
-        return figures
+        return metrics
 
 
 def sheet(strips: Sequence[Tensor]) -> NDArray[np.uint8]:

@@ -49,7 +49,7 @@ def groupings_of(
     """Build what tells the groups of an evaluation apart, as a configuration asks for.
 
     Args:
-        config: The configuration, whose `train.gap_figures` are looked at too.
+        config: The configuration, whose `train.gap_metrics` are looked at too.
         fields: Labels of the shards that are evaluated on.
         tasks: The tasks.
         strict: Whether a label that the shards lack is an error; else it is left out.
@@ -57,7 +57,7 @@ def groupings_of(
     Raises:
         UserError: A label or figure is not there, or a label is a number without bands.
     """
-    check_figures(tasks, config.train.gap_figures)
+    check_metrics(tasks, config.train.gap_metrics)
     known = config.data.wanted(fields)
     labels = [label for label in config.train.groups if strict or label in known]
     return build_groupings(labels, config.train.bands, known)
@@ -92,35 +92,35 @@ def build_groupings(
     return groupings
 
 
-def check_figures(tasks: Sequence[Task], figures: Sequence[str]) -> None:
-    """See that figures to be told by group, as `TASK/FIGURE`, are figures of the tasks.
+def check_metrics(tasks: Sequence[Task], metrics: Sequence[str]) -> None:
+    """See that figures to be told by group, as `TASK/METRIC`, are figures of the tasks.
 
     Raises:
         UserError: One of them is not.
     """
-    known = _supervised_figures(tasks)
-    for figure in figures:
-        if figure not in known:
-            raise UserError(unknown("train.gap_figures", figure, known))
+    known = _supervised_metrics(tasks)
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(unknown("train.gap_metrics", metric, known))
 
 
-def check_monitored(path: str, figure: str, tasks: Sequence[Task]) -> None:
-    """See that a figure that decides something, as `eval/TASK/FIGURE`, will be evaluated, before a run begins.
+def check_monitored(path: str, metric: str, tasks: Sequence[Task]) -> None:
+    """See that a figure that decides something, as `eval/TASK/METRIC`, will be evaluated, before a run begins.
 
     Those of pretext tasks and of groups are only known once they are evaluated.
 
     Raises:
         UserError: Its task is a supervised one, and has no such figure.
     """
-    name = figure.removeprefix("eval/")
+    name = metric.removeprefix("eval/")
     task, _, rest = name.partition("/")
-    known = [one for one in _supervised_figures(tasks) if one.startswith(f"{task}/")]
+    known = [one for one in _supervised_metrics(tasks) if one.startswith(f"{task}/")]
     if known and name not in known and not rest.startswith(("group/", "gap/")):
-        raise UserError(unknown(path, figure, [f"eval/{one}" for one in known]))
+        raise UserError(unknown(path, metric, [f"eval/{one}" for one in known]))
 
 
-def _supervised_figures(tasks: Sequence[Task]) -> list[str]:
-    return [f"{task.name}/{name}" for task in tasks for name in task.figure_names()]
+def _supervised_metrics(tasks: Sequence[Task]) -> list[str]:
+    return [f"{task.name}/{name}" for task in tasks for name in task.metric_names()]
 
 
 class GroupMetrics:
@@ -129,7 +129,7 @@ class GroupMetrics:
     Args:
         tasks: The tasks.
         groupings: What tells groups apart.
-        figures: Which figures, as `TASK/FIGURE`; none means every figure of every supervised task.
+        figures: Which figures, as `TASK/METRIC`; none means every figure of every supervised task.
         device: Where samples are counted.
         ranks: The process group.
     """
@@ -138,20 +138,20 @@ class GroupMetrics:
         self,
         tasks: Sequence[Task],
         groupings: Sequence[Grouping],
-        figures: Sequence[str],
+        metrics: Sequence[str],
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        wanted = {name.partition("/")[0] for name in figures}
+        wanted = {name.partition("/")[0] for name in metrics}
         self._tasks = {
             task.name: task
             for task in tasks
-            if isinstance(task, SupervisedTask) and (not figures or task.name in wanted)
+            if isinstance(task, SupervisedTask) and (not metrics or task.name in wanted)
         }
-        self._figures = frozenset(figures)
+        self._metrics = frozenset(metrics)
         self._groupings = groupings
         self._ranks = ranks
-        self._metrics = [
+        self._meters = [
             [{name: task.metrics(device, ranks) for name, task in self._tasks.items()} for _ in grouping.names]
             for grouping in groupings
         ]
@@ -162,48 +162,48 @@ class GroupMetrics:
 
     def update(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor], weight: Tensor) -> None:
         """Count a batch: head outputs by task, labels `[B]` by name, and weights `[B]`; 0 leaves a sample out."""
-        for grouping, by_group, samples in zip(self._groupings, self._metrics, self._samples, strict=True):
+        for grouping, by_group, samples in zip(self._groupings, self._meters, self._samples, strict=True):
             groups = grouping.numbers(labels)
-            for number, metrics in enumerate(by_group):
+            for number, meters in enumerate(by_group):
                 own = weight * (groups == number)
                 for column, (name, task) in enumerate(self._tasks.items()):
-                    metrics[name].update(outputs[name], labels, own)
+                    meters[name].update(outputs[name], labels, own)
                     samples[number, column] += (task.labelled(labels) & (own > 0)).sum()
 
-    def figures(self) -> dict[str, float]:
-        """Return `TASK/group/LABEL/GROUP/FIGURE` and `TASK/gap/LABEL/FIGURE` over all ranks; collective.
+    def compute(self) -> dict[str, float]:
+        """Return `TASK/group/LABEL/GROUP/METRIC` and `TASK/gap/LABEL/METRIC` over all ranks; collective.
 
         Groups without a labelled sample are left out; `TASK/group/LABEL/GROUP/samples` says how many the others have.
         """
         found: dict[str, float] = {}
-        for grouping, by_group, samples in zip(self._groupings, self._metrics, self._samples, strict=True):
+        for grouping, by_group, samples in zip(self._groupings, self._meters, self._samples, strict=True):
             counts: NDArray[np.float64] = self._ranks.all_reduce_sum(samples).cpu().numpy()
             for column, task in enumerate(self._tasks):
                 # Every rank asks for the same figures in the same order: they are collective.
-                by_name = [self._chosen(task, metrics[task]) for metrics in by_group]
+                by_name = [self._chosen(task, meters[task]) for meters in by_group]
                 seen: list[Mapping[str, float]] = []
-                for name, figures, count in zip(grouping.names, by_name, map(float, counts[:, column]), strict=True):
+                for name, metrics, count in zip(grouping.names, by_name, map(float, counts[:, column]), strict=True):
                     if count > 0:
-                        seen.append(figures)
-                        named = {**figures, "samples": count}
+                        seen.append(metrics)
+                        named = {**metrics, "samples": count}
                         found |= {f"{task}/group/{grouping.label}/{name}/{key}": value for key, value in named.items()}
                 found |= {f"{task}/gap/{grouping.label}/{key}": value for key, value in _gaps(seen).items()}
         return found
 
-    def _chosen(self, task: str, metrics: TaskMetrics) -> dict[str, float]:
-        figures = metrics.figures()
-        if not self._figures:
-            return figures
-        return {name: value for name, value in figures.items() if f"{task}/{name}" in self._figures}
+    def _chosen(self, task: str, meter: TaskMetrics) -> dict[str, float]:
+        metrics = meter.compute()
+        if not self._metrics:
+            return metrics
+        return {name: value for name, value in metrics.items() if f"{task}/{name}" in self._metrics}
 
 
 def _gaps(by_group: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the greatest less the least of each figure, where two groups or more have it."""
     gaps: dict[str, float] = {}
-    for figure in by_group[0] if by_group else ():
-        values = [figures[figure] for figures in by_group if figures[figure] == figures[figure]]
+    for metric in by_group[0] if by_group else ():
+        values = [metrics[metric] for metrics in by_group if metrics[metric] == metrics[metric]]
         if len(values) > 1:
-            gaps[figure] = max(values) - min(values)
+            gaps[metric] = max(values) - min(values)
     return gaps
 
 

@@ -39,10 +39,10 @@ class Verdict(NamedTuple):
 
 def agree(engine: Engine, ranks: Ranks, losses: Sequence[StepLosses], *, stop: bool, save: bool) -> Verdict:
     """Agree on a step that is about to be taken; collective, one all-reduce and one wait for the device."""
-    figures = torch.stack([engine.gradient_norm().double(), *(part.total.detach().double() for part in losses)])
-    broken = figures.isfinite().logical_not().any()
+    numbers = torch.stack([engine.gradient_norm().double(), *(part.total.detach().double() for part in losses)])
+    broken = numbers.isfinite().logical_not().any()
     # filled on the device: copying a number there would wait for it
-    asked = [torch.full((), float(flag), dtype=torch.float64, device=figures.device) for flag in (stop, save)]
+    asked = [torch.full((), float(flag), dtype=torch.float64, device=numbers.device) for flag in (stop, save)]
     flags = ranks.all_reduce_sum(torch.stack([broken.double(), *asked]))
     found = cast("list[float]", cast(Any, flags).tolist())
     return Verdict(finite=found[0] == 0, stop=found[1] > 0, save=found[2] > 0)

@@ -34,11 +34,11 @@ from hmtl_dist.train.base import Callback, Listener, Outcome, Progress
 from hmtl_dist.train.best import BEST_STEP
 from hmtl_dist.train.guard import Guard, agree
 from hmtl_dist.train.schedule import Schedule
-from hmtl_dist.train.window import Window, WindowFigures
+from hmtl_dist.train.window import Window, WindowMeans
 
 
 @dataclass(frozen=True)
-class Share:
+class RankBatch:
     """This rank's part of one global batch."""
 
     num_samples: int
@@ -53,7 +53,7 @@ class Share:
 class Run:
     """Everything one rank trains with, built by `train.worker`."""
 
-    shares: Iterable[Share]
+    batches: Iterable[RankBatch]
     objective: Objective
     engine: Engine
     ranks: Ranks
@@ -78,7 +78,7 @@ class Run:
     """Seconds that this rank's stream has made the loop wait, so far."""
     ahead: Callable[[], None] = lambda: None
     """Fetches the next batch while the device computes, where that is a gain; the wait for it counts as `waited`."""
-    more_figures: Callable[[int], dict[str, float]] = lambda step: {}
+    more_metrics: Callable[[int], dict[str, float]] = lambda step: {}
     """Further figures of the window that ends at a global step, of data, checkpoints and machines; on all ranks."""
     callbacks: Sequence[Callback] = ()
     """Told of windows, evaluations and the end, on all ranks."""
@@ -90,7 +90,7 @@ class Run:
     """URL of that checkpoint."""
 
 
-NOTHING = WindowFigures(losses={}, metrics={}, samples_per_second=0.0, wait_share=0.0, step_seconds=0.0)
+NOTHING = WindowMeans(losses={}, metrics={}, samples_per_second=0.0, wait_share=0.0, step_seconds=0.0)
 """Of a window in which nothing has been trained."""
 
 
@@ -100,9 +100,9 @@ def train(run: Run) -> Outcome:
     metrics, checkpoint = run.metrics, run.checkpoint
     if run.evaluated_at == run.engine.global_step:  # whoever listened may have died before it was told
         show(run, "resume", window, NOTHING, metrics)
-    for share in run.shares:
+    for batch in run.batches:
         losses: list[StepLosses] = []
-        for inputs in share.micro_batches:
+        for inputs in batch.micro_batches:
             views, prepared = run.objective.prepare(inputs)
             run.reseed(run.engine.micro_step)
             outputs = run.engine.forward(views)
@@ -119,17 +119,17 @@ def train(run: Run) -> Outcome:
             window.add(losses)
         else:
             run.engine.skip()
-            run.guard.judge(run.engine, losses, share.micro_batches, share.sample_ids)
-        window.count(share.num_samples)
+            run.guard.judge(run.engine, losses, batch.micro_batches, batch.sample_ids)
+        window.count(batch.num_samples)
 
         step = run.engine.global_step
         if run.schedule.closes_epoch(step):
             run.objective.end_epoch()
         saves = verdict.stop or verdict.save or run.schedule.saves(step)
         if saves or run.schedule.reports(step):
-            figures = window.read()
-            show(run, "train", window, figures)
-            told = {"global_step": float(step), **record(run, step, figures)}
+            means = window.read()
+            show(run, "train", window, means)
+            told = {"global_step": float(step), **record(run, step, means)}
             for callback in run.callbacks:
                 callback.on_window(step, told)
             if run.schedule.evaluates(step):
@@ -137,7 +137,7 @@ def train(run: Run) -> Outcome:
                 run.tracker.metrics(metrics, step)
                 for callback in run.callbacks:
                     callback.on_evaluation(step, metrics)
-                show(run, "evaluate", window, figures, metrics)
+                show(run, "evaluate", window, means, metrics)
             if saves or metrics.get(BEST_STEP) == step:
                 checkpoint = run.save(step, metrics)
             run.listener.report({**told, **metrics}, checkpoint)
@@ -159,31 +159,29 @@ def train(run: Run) -> Outcome:
     return outcome
 
 
-def losses_by_name(figures: WindowFigures) -> dict[str, float]:
+def losses_by_name(means: WindowMeans) -> dict[str, float]:
     """Name losses and pretext metrics the way they are recorded."""
-    losses = {f"train/loss/{name}": value for name, value in figures.losses.items()}
-    return losses | {f"train/{name}": value for name, value in figures.metrics.items()}
+    losses = {f"train/loss/{name}": value for name, value in means.losses.items()}
+    return losses | {f"train/{name}": value for name, value in means.metrics.items()}
 
 
-def record(run: Run, step: int, figures: WindowFigures) -> dict[str, float]:
+def record(run: Run, step: int, means: WindowMeans) -> dict[str, float]:
     """Write a window's figures to the run's record, and return them by their names there."""
     rates = {
         "train/learning_rate": run.engine.learning_rate,
-        "train/samples_per_second": figures.samples_per_second,
-        "train/wait_share": figures.wait_share,
-        "train/step_seconds": figures.step_seconds,
+        "train/samples_per_second": means.samples_per_second,
+        "train/wait_share": means.wait_share,
+        "train/step_seconds": means.step_seconds,
         "train/epoch": step / run.schedule.steps_per_epoch,
     }
     if run.guard.skipped:
         rates["train/skipped_steps"] = float(run.guard.skipped)
-    told = losses_by_name(figures) | rates | run.more_figures(step)
+    told = losses_by_name(means) | rates | run.more_metrics(step)
     run.tracker.metrics(told, step)
     return told
 
 
-def show(
-    run: Run, phase: str, window: Window, figures: WindowFigures, metrics: Mapping[str, float] | None = None
-) -> None:
+def show(run: Run, phase: str, window: Window, means: WindowMeans, metrics: Mapping[str, float] | None = None) -> None:
     """Tell the launcher how far the run is, from one rank."""
     if not run.shows:
         return
@@ -195,10 +193,10 @@ def show(
             global_step=step,
             total_steps=run.schedule.total_steps,
             epoch=step / run.schedule.steps_per_epoch,
-            samples_per_second=figures.samples_per_second,
-            wait_share=figures.wait_share,
+            samples_per_second=means.samples_per_second,
+            wait_share=means.wait_share,
             learning_rate=run.engine.learning_rate,
-            losses=figures.losses,
+            losses=means.losses,
             metrics=metrics or {},
             eta_seconds=left / rate if rate else None,
         )

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import psutil
 import torch
 
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import RankContext
 
 MOST = 64
 """Machines that are told of: MLflow holds a series for each figure of each of them."""
-FIGURES = ("cpu_utilization_percentage", "system_memory_usage_percentage", "gpu_memory_usage_percentage")
+METRICS = ("cpu_utilization_percentage", "system_memory_usage_percentage", "gpu_memory_usage_percentage")
 """As MLflow names its own; the share of GPU memory is the mean over the machine's GPUs."""
 
 
@@ -21,31 +21,31 @@ class Nodes:
     """The machines beside the first rank's.
 
     Args:
-        place: Where this rank runs; the rank with local rank 0 speaks for its machine.
+        rank_context: Where this rank runs; the rank with local rank 0 speaks for its machine.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._others = range(1, min(place.nodes, MOST))
-        self._here = place.node if place.local_rank == 0 and place.node in self._others else None
-        self._has_gpus = place.device.startswith("cuda")
+    def __init__(self, rank_context: RankContext) -> None:
+        self._others = range(1, min(rank_context.nodes, MOST))
+        self._here = rank_context.node if rank_context.local_rank == 0 and rank_context.node in self._others else None
+        self._has_gpus = rank_context.device.startswith("cuda")
         if self._here is not None:
             psutil.cpu_percent()  # the first call has nothing to compare with
 
     def look(self) -> list[float]:
         """Return a row of figures for each other machine, zeros but for this one: their sum over the ranks is all."""
-        rows = [0.0] * (len(FIGURES) * len(self._others))
+        rows = [0.0] * (len(METRICS) * len(self._others))
         if self._here is not None:
-            first = len(FIGURES) * (self._here - self._others.start)
-            rows[first : first + len(FIGURES)] = _usage(self._has_gpus)
+            first = len(METRICS) * (self._here - self._others.start)
+            rows[first : first + len(METRICS)] = _usage(self._has_gpus)
         return rows
 
     def named(self, rows: Sequence[float]) -> dict[str, float]:
         """Name the figures of all other machines the way MLflow does, `system/node-1/...`."""
-        figures = FIGURES if self._has_gpus else FIGURES[:-1]
+        metrics = METRICS if self._has_gpus else METRICS[:-1]
         return {
-            f"system/node-{node}/{name}": rows[row * len(FIGURES) + column]
+            f"system/node-{node}/{name}": rows[row * len(METRICS) + column]
             for row, node in enumerate(self._others)
-            for column, name in enumerate(figures)
+            for column, name in enumerate(metrics)
         }
 
 

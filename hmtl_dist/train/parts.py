@@ -21,7 +21,7 @@ from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Ranks, SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import RankContext
 from hmtl_dist.train.evaluate import Evaluation, Evaluator
 from hmtl_dist.train.groups import groupings_of
 from hmtl_dist.train.inputs import InputMaker
@@ -91,7 +91,7 @@ def build_evaluator(
         inputs=InputMaker(device, config.seed),
         batches=batches,
         groupings=groupings_of(config, evaluation.header.fields, objective.tasks, strict=strict_groups),
-        gap_figures=config.train.gap_figures,
+        gap_metrics=config.train.gap_metrics,
     )
 
 
@@ -122,12 +122,12 @@ def evaluate_state(
     parts.model.to(device).eval()
     parts.follow(device)
     parts.objective.load_state(objective_state)
-    place = Place.alone(str(device))
+    rank_context = RankContext.alone(str(device))
     evaluator = build_evaluator(
         config,
         parts.objective,
         selection,
-        lambda: open_stream(config, selection, place),
+        lambda: open_stream(config, selection, rank_context),
         device=device,
         ranks=SingleRank(),
         strict_groups=strict_groups,
@@ -140,7 +140,7 @@ def reseed(seed: int, rank: int, micro_step: int, device: torch.device) -> None:
 
     Only the generators that a step draws from: `torch.manual_seed` looks at every kind of device there is, for 0.3 ms.
     """
-    words = rng.draws(seed, rank, np.array([micro_step]), rng.Stream.DROPOUT, 2)[0]
+    words = rng.draws(seed, rank, np.array([micro_step]), rng.Purpose.DROPOUT, 2)[0]
     number = int(words[0]) << 32 | int(words[1])
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":

@@ -44,7 +44,7 @@ class ProbeSettings(Section):
     """Moves the folds, the head's initialisation and the order of samples."""
 
 
-class ProbeFigures(Section):
+class ProbeMetrics(Section):
     """Accuracy of a head on folds that it has not seen."""
 
     last: float
@@ -58,7 +58,7 @@ class ProbeFigures(Section):
     """People, or whatever the groups are, of each fold."""
 
 
-def probe(features: Features, settings: ProbeSettings) -> ProbeFigures:
+def probe(features: Features, settings: ProbeSettings) -> ProbeMetrics:
     """Learn a head for every fold, and tell how it does on it.
 
     Raises:
@@ -73,7 +73,7 @@ def probe(features: Features, settings: ProbeSettings) -> ProbeFigures:
         held_out = torch.as_tensor(folds == fold)
         curves.append(_learn(inputs, labels, held_out, len(features.classes), settings, fold))
     lasts, bests = [curve[-1] for curve in curves], [max(curve) for curve in curves]
-    return ProbeFigures(
+    return ProbeMetrics(
         last=float(np.mean(lasts)),
         max=float(np.mean(bests)),
         last_by_fold=tuple(lasts),

@@ -15,7 +15,7 @@ from hmtl_dist.tracking.facts import code_tags, versions
 from hmtl_dist.tracking.jsonl import Journal
 from hmtl_dist.tracking.plots import draw_learning_curves, read_curves, write_confusion_matrix
 from hmtl_dist.tracking.sink import open_tracker
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import RankContext
 from hmtl_dist.train.evaluate import Evaluation
 from hmtl_dist.train.origin import origin_of
 from hmtl_dist.train.saving import Restored
@@ -28,17 +28,22 @@ class Recorder:
 
     Args:
         config: The run's configuration.
-        place: Where this rank runs.
+        rank_context: Where this rank runs.
         training: What the run trains on.
         evaluation: What it is evaluated on.
         objective: Its tasks.
     """
 
     def __init__(
-        self, config: RunConfig, place: Place, training: Selection, evaluation: Selection, objective: Objective
+        self,
+        config: RunConfig,
+        rank_context: RankContext,
+        training: Selection,
+        evaluation: Selection,
+        objective: Objective,
     ) -> None:
         self._config = config
-        self._place = place
+        self._rank_context = rank_context
         self._training = training
         self._evaluation = evaluation
         self._objective = objective
@@ -51,9 +56,9 @@ class Recorder:
             global_step: Optimizer step that it goes on from.
             initial: What a new run's weights were taken from.
         """
-        config, run = self._config, self._place.run
+        config, run = self._config, self._rank_context.run
         elsewhere = restored.undelivered if restored else ()
-        journal = open_tracker(run.recording, self._place.scratch, global_step, elsewhere)
+        journal = open_tracker(run.recording, self._rank_context.scratch, global_step, elsewhere)
         journal.params(flatten(config) | versions() | {"data.digest": self._training.header.digest})
         tags = {"init_from": initial} if initial else {}
         journal.tags(code_tags() | tags | {"attempt": str(run.attempt)})
@@ -68,7 +73,9 @@ class Recorder:
         """Record the confusion matrices of an evaluation."""
         try:
             for name, (classes, matrix) in evaluation.confusions.items():
-                for path in write_confusion_matrix(self._place.scratch / f"step-{step:08d}", name, matrix, classes):
+                for path in write_confusion_matrix(
+                    self._rank_context.scratch / f"step-{step:08d}", name, matrix, classes
+                ):
                     tracker.artifact(path, f"evaluation/step-{step:08d}")
         except OSError as error:  # a full disk here must not cost a run whose checkpoints are elsewhere
             logger.warning("cannot write the confusion matrices of step %d: %s", step, error)
@@ -79,7 +86,7 @@ class Recorder:
         """Record the trained model, if it has a supervised head that could predict, and the learning curves."""
         config = self._config
         if not all(task.is_pretext for task in self._objective.tasks):
-            folder = self._place.scratch / "model"
+            folder = self._rank_context.scratch / "model"
             header = self._training.header
             origin = origin_of(
                 config,

@@ -26,11 +26,11 @@ from hmtl_dist.engine.ranks import read_by_first, tensors_of_first
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.objective import Objective
-from hmtl_dist.tracking.delivery import waiting_figures
+from hmtl_dist.tracking.delivery import waiting_metrics
 from hmtl_dist.tracking.facts import versions
 from hmtl_dist.tracking.jsonl import JOURNAL, Event
 from hmtl_dist.train.background import Background
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import RankContext
 from hmtl_dist.train.best import BEST_STEP
 
 OBJECTIVE = "objective"
@@ -40,8 +40,10 @@ LENGTH = ("train.epochs", "train.max_steps")
 """Where a run ends. Another end moves no step that was taken, unless the learning rate was planned for it."""
 _RETIRED = ("run_id",)
 """Keys of `tracking` in earlier versions that said which run it is."""
+_RENAMED = {"gap_figures": "gap_metrics"}
+"""Keys of `train` in earlier versions, and what they are called now."""
 SHOWN_CHANGES = 4
-KEPT_FIGURES = 1000
+KEPT_METRICS = 1000
 """Most windows and evaluations that wait for MLflow of which a checkpoint holds the figures: the newest ones."""
 
 _Whole = tuple[str, EngineState, dict[str, dict[str, Tensor]], dict[str, Any]]
@@ -115,10 +117,15 @@ def read_config(tree: dict[str, Any]) -> RunConfig:
     Raises:
         ValidationError: It is not of this version of the program.
     """
-    tracking = tree.get("tracking")
+    tracking, train = tree.get("tracking"), tree.get("train")
     if isinstance(tracking, dict):
         known = {key: value for key, value in cast("dict[str, Any]", tracking).items() if key not in _RETIRED}
         tree = {**tree, "tracking": known}
+    if isinstance(train, dict):
+        tree = {
+            **tree,
+            "train": {_RENAMED.get(key, key): value for key, value in cast("dict[str, Any]", train).items()},
+        }
     return RunConfig.model_validate(tree)
 
 
@@ -216,14 +223,14 @@ class Saver:
     """
 
     def __init__(
-        self, config: RunConfig, place: Place, engine: Engine, objective: Objective, *, data: IndexHeader
+        self, config: RunConfig, rank_context: RankContext, engine: Engine, objective: Objective, *, data: IndexHeader
     ) -> None:
         self._config = config
-        self._place = place
+        self._rank_context = rank_context
         self._engine = engine
         self._objective = objective
         self._data = data
-        self._folder = checkpoints_folder(place.run.folder)
+        self._folder = checkpoints_folder(rank_context.run.folder)
         self._newest: str | None = None
         self._writer = Background("checkpoint")
         self._saved_at = time.monotonic()
@@ -232,7 +239,7 @@ class Saver:
     def due(self) -> bool:
         """Whether it is time to save by this rank's clock; the first rank's is the one that counts."""
         minutes = self._config.train.checkpoint_every_minutes
-        return minutes is not None and self._place.rank == 0 and time.monotonic() > self._saved_at + 60 * minutes
+        return minutes is not None and self._rank_context.rank == 0 and time.monotonic() > self._saved_at + 60 * minutes
 
     def save(
         self, step: int, metrics: Mapping[str, float], skipped: int = 0, evaluated_at: int | None = None
@@ -254,26 +261,26 @@ class Saver:
         self._writer.wait()
         state = self._engine.state()
         newest, self._newest = self._newest, checkpoint_at(self._folder, step)
-        if self._place.rank == 0:
+        if self._rank_context.rank == 0:
             manifest = {
                 "config": to_dict(self._config),
                 "data_digest": self._data.digest,
                 "fields": {name: field.model_dump(mode="json") for name, field in self._data.fields.items()},
                 "metrics": dict(metrics),
                 "evaluated_at": evaluated_at,
-                "run_id": self._place.run.recording.run_id,
+                "run_id": self._rank_context.run.recording.run_id,
                 "skipped": skipped,
                 "versions": versions(),
-                "world_size": self._place.world_size,
+                "world_size": self._rank_context.world_size,
             }
             extras = {OBJECTIVE: {name: cpu_copy(value) for name, value in self._objective.state().items()}}
             best = metrics.get(BEST_STEP)
-            self._place.scratch.mkdir(parents=True, exist_ok=True)
+            self._rank_context.scratch.mkdir(parents=True, exist_ok=True)
 
             def write() -> None:
                 begun = time.monotonic()
-                journal = self._place.scratch / JOURNAL
-                waits = waiting_figures(journal, step, KEPT_FIGURES) if self._config.tracking.enabled else []
+                journal = self._rank_context.scratch / JOURNAL
+                waits = waiting_metrics(journal, step, KEPT_METRICS) if self._config.tracking.enabled else []
                 save_checkpoint(
                     self._folder,
                     step,
@@ -282,7 +289,7 @@ class Saver:
                     {**manifest, "undelivered": waits},
                     keep_last=self._config.train.keep_checkpoints,
                     protected=() if best is None else (checkpoint_at(self._folder, int(best)),),
-                    scratch=self._place.scratch,
+                    scratch=self._rank_context.scratch,
                 )
                 self._seconds = time.monotonic() - begun
 
@@ -290,7 +297,7 @@ class Saver:
         self._saved_at = time.monotonic()
         return newest
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the seconds that writing and uploading the last checkpoint took, once; empty where none is new."""
         seconds, self._seconds = self._seconds, None
         return {} if seconds is None else {"checkpoint/seconds": seconds}
@@ -320,8 +327,8 @@ class Saver:
         Raises:
             UserError: The checkpoint was written from other data, or by another model.
         """
-        if self._place.rank == 0:
-            remove_scratch(self._place.scratch)
+        if self._rank_context.rank == 0:
+            remove_scratch(self._rank_context.scratch)
         found = self._read_newest()
         if found is None:
             return None
@@ -344,7 +351,7 @@ class Saver:
             return next(((url, state.counters, list(extras), rest) for url, state, extras, rest in own), None)
 
         known = read_by_first(read)
-        if known is None or self._place.world_size == 1:
+        if known is None or self._rank_context.world_size == 1:
             return own[0] if own else None
         url, counters, names, manifest = known
         mine, others = (own[0][1], own[0][2]) if own else (EngineState(), {})

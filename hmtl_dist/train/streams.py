@@ -9,7 +9,7 @@ from hmtl_dist.data.stream.plan import Plan
 from hmtl_dist.data.stream.selection import Selection, open_evaluation
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.registry import label_geometry
-from hmtl_dist.train.base import Place
+from hmtl_dist.train.base import RankContext
 from hmtl_dist.train.saving import check_fields
 from hmtl_dist.train.schedule import Schedule
 
@@ -56,7 +56,11 @@ def evaluation_of(config: RunConfig, fields: Mapping[str, Field]) -> Selection:
 
 
 def open_stream(
-    config: RunConfig, selection: Selection, place: Place, plan: Plan | None = None, start: tuple[int, int] = (0, 0)
+    config: RunConfig,
+    selection: Selection,
+    rank_context: RankContext,
+    plan: Plan | None = None,
+    start: tuple[int, int] = (0, 0),
 ) -> Stream:
     """Open a rank's share of a selection: endlessly along a training plan from a cursor, or once for evaluation."""
     train = plan is not None
@@ -66,8 +70,8 @@ def open_stream(
         plan or make_plan(config, selection, shuffle=False),
         GeometricTransform(config.augment, data.image_size, label_geometry(config.tasks), config.seed, train=train),
         data,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=rank_context.rank,
+        world_size=rank_context.world_size,
         start=start,
         epochs=None if train else 1,
     )

@@ -12,7 +12,7 @@ from hmtl_dist.tasks.objective import Objective, StepLosses
 
 
 @dataclass(frozen=True)
-class WindowFigures:
+class WindowMeans:
     """The means of a window, read from the device at once."""
 
     losses: dict[str, float]
@@ -88,12 +88,12 @@ class Window:
         self._samples += samples
         self._steps += 1
 
-    def read(self) -> WindowFigures:
+    def read(self) -> WindowMeans:
         """Read the means with one wait for the device, and begin the next window; none where all steps were skipped."""
         losses, metrics = self._means()
         self._clock.lap(self._samples)
         self.run.lap(self._samples)
-        read = WindowFigures(
+        read = WindowMeans(
             losses=losses,
             metrics=metrics,
             samples_per_second=self._clock.samples_per_second,
@@ -109,15 +109,15 @@ class Window:
     def _means(self) -> tuple[dict[str, float], dict[str, float]]:
         if self._sums is None or self._total is None:
             return {}, {}
-        figures = self._objective.figures(self._sums)
-        names = [*figures.losses, *figures.metrics]
-        present = torch.stack([figures.present[name] for name in names])
-        means = torch.stack([*figures.losses.values(), *figures.metrics.values()])
+        means = self._objective.means(self._sums)
+        names = [*means.losses, *means.metrics]
+        present = torch.stack([means.present[name] for name in names])
+        found = torch.stack([*means.losses.values(), *means.metrics.values()])
         total = (self._total / self._micro_batches)[None]
-        values = cast("list[float]", cast(Any, torch.cat([means, present, total.to(means)])).tolist())
+        values = cast("list[float]", cast(Any, torch.cat([found, present, total.to(found)])).tolist())
         by_name = {name: values[i] for i, name in enumerate(names) if values[len(names) + i] > 0}
-        losses = {name: by_name[name] for name in figures.losses if name in by_name} | {"total": values[-1]}
-        return losses, {name: by_name[name] for name in figures.metrics if name in by_name}
+        losses = {name: by_name[name] for name in means.losses if name in by_name} | {"total": values[-1]}
+        return losses, {name: by_name[name] for name in means.metrics if name in by_name}
 
     def restart(self) -> None:
         """Leave out the time since the last read, which was spent on something else than training."""

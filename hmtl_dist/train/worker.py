@@ -22,7 +22,7 @@ from hmtl_dist.tasks.base import Ranks, SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tracking.base import RunStatus, SilentTracker, Tracker
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.train.base import Listener, Outcome, Place, StopNow
+from hmtl_dist.train.base import Listener, Outcome, RankContext, StopNow
 from hmtl_dist.train.best import EMA, LAST, renamed, with_best
 from hmtl_dist.train.data_report import DataReport
 from hmtl_dist.train.evaluate import Evaluation
@@ -30,7 +30,7 @@ from hmtl_dist.train.groups import check_monitored
 from hmtl_dist.train.guard import Guard
 from hmtl_dist.train.initial import initialise
 from hmtl_dist.train.inputs import Feed, InputMaker, copier_of
-from hmtl_dist.train.loop import Run, Share, train
+from hmtl_dist.train.loop import RankBatch, Run, train
 from hmtl_dist.train.nodes import Nodes
 from hmtl_dist.train.parts import build_evaluator, build_parts, reseed
 from hmtl_dist.train.recording import Recorder
@@ -39,67 +39,67 @@ from hmtl_dist.train.streams import evaluation_of, make_plan, make_schedule, ope
 from hmtl_dist.train.watchdog import Watchdog
 
 
-def train_rank(config: RunConfig, place: Place, listener: Listener) -> Outcome:
+def train_rank(config: RunConfig, rank_context: RankContext, listener: Listener) -> Outcome:
     """Train one rank to the end of the run, going on from the run's last checkpoint.
 
     Args:
         config: The resolved configuration.
-        place: Where this rank runs; with several ranks `torch.distributed` is initialised.
+        rank_context: Where this rank runs; with several ranks `torch.distributed` is initialised.
         listener: Who is told of progress, and who may ask to stop.
 
     Raises:
         UserError: What the configuration names cannot be used: data, labels, model, checkpoint.
     """
-    trainee = Trainee(config, place)
+    trainer = Trainer(config, rank_context)
     garbage.collect_as_usual()
-    with closing(trainee.engine):
-        return _train(trainee, listener)
+    with closing(trainer.engine):
+        return _train(trainer, listener)
 
 
-def _train(trainee: "Trainee", listener: Listener) -> Outcome:
-    place = trainee.place
-    restored = trainee.saver.restore()
-    tracker = SilentTracker() if place.rank else trainee.open_journal(restored)
+def _train(trainer: "Trainer", listener: Listener) -> Outcome:
+    rank_context = trainer.rank_context
+    restored = trainer.saver.restore()
+    tracker = SilentTracker() if rank_context.rank else trainer.open_journal(restored)
     status: RunStatus = "FAILED"
     try:
         with (
-            Watchdog(trainee.config.train.hang_minutes, place.scratch, listener.hung) as trainee.watchdog,
-            trainee.open_train_stream() as stream,
-            trainee.data_report(stream, tracker) as data_figures,
+            Watchdog(trainer.config.train.hang_minutes, rank_context.scratch, listener.hung) as trainer.watchdog,
+            trainer.open_train_stream() as stream,
+            trainer.data_report(stream, tracker) as data_metrics,
         ):
-            run = trainee.make_run(stream, tracker, listener, restored)
-            shares = trainee.watchdog.each(run.shares)
+            run = trainer.make_run(stream, tracker, listener, restored)
+            batches = trainer.watchdog.each(run.batches)
 
-            def more_figures(step: int) -> dict[str, float]:
-                return data_figures(step) | trainee.saver.figures()
+            def more_metrics(step: int) -> dict[str, float]:
+                return data_metrics(step) | trainer.saver.metrics()
 
-            outcome = train(replace(run, shares=shares, more_figures=more_figures))
-        if outcome.status == "FINISHED" and isinstance(tracker, Journal) and trainee.config.tracking.model:
-            weights = trainee.engine.evaluation_module().state_dict()
-            trainee.recorder.model(tracker, weights, trainee.engine.global_step, outcome.metrics)
+            outcome = train(replace(run, batches=batches, more_metrics=more_metrics))
+        if outcome.status == "FINISHED" and isinstance(tracker, Journal) and trainer.config.tracking.model:
+            weights = trainer.engine.evaluation_module().state_dict()
+            trainer.recorder.model(tracker, weights, trainer.engine.global_step, outcome.metrics)
         status = "FINISHED" if outcome.status == "FINISHED" else "KILLED"
     except StopNow:
         status = "KILLED"
-        trainee.saver.close()  # this process goes on, and may come back to the run's folder
+        trainer.saver.close()  # this process goes on, and may come back to the run's folder
         raise
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     except Exception:
-        trainee.saver.close()
+        trainer.saver.close()
         raise
     finally:
         tracker.close(status)
     return outcome
 
 
-class Trainee:
+class Trainer:
     """One rank's data, tasks, model and engine."""
 
-    def __init__(self, config: RunConfig, place: Place) -> None:
+    def __init__(self, config: RunConfig, rank_context: RankContext) -> None:
         self.config = config
-        self.place = place
-        self.device = torch.device(place.device)
+        self.rank_context = rank_context
+        self.device = torch.device(rank_context.device)
         self.watchdog: Watchdog | None = None
         """Told of every batch, where the run is watched."""
         self._evaluated_at: int | None = None
@@ -129,7 +129,7 @@ class Trainee:
             steps_per_epoch=self.schedule.steps_per_epoch,
         )
         parts.follow(self.device)
-        self.saver = Saver(config, place, self.engine, self.objective, data=header)
+        self.saver = Saver(config, rank_context, self.engine, self.objective, data=header)
         self._inputs = InputMaker(
             self.device,
             config.seed,
@@ -137,11 +137,11 @@ class Trainee:
             augment=config.augment,
             per_lane=self._plan.per_lane,
         )
-        self.recorder = Recorder(config, place, self._training, evaluation, self.objective)
+        self.recorder = Recorder(config, rank_context, self._training, evaluation, self.objective)
 
         @contextmanager
         def batches() -> Generator[Iterable[Batch]]:
-            with open_stream(config, evaluation, place) as stream:
+            with open_stream(config, evaluation, rank_context) as stream:
                 yield stream if self.watchdog is None else self.watchdog.each(stream)
 
         self._evaluator = build_evaluator(config, self.objective, evaluation, batches, device=self.device, ranks=ranks)
@@ -153,12 +153,12 @@ class Trainee:
     def open_train_stream(self) -> Stream:
         """Open the endless stream of this rank's training batches, at the cursor."""
         cursor = divmod(self.engine.global_step, self._plan.steps_per_epoch)
-        return open_stream(self.config, self._training, self.place, self._plan, cursor)
+        return open_stream(self.config, self._training, self.rank_context, self._plan, cursor)
 
     @contextmanager
     def data_report(self, stream: Stream, tracker: Tracker) -> Generator[DataReport]:
         """Report what the stream meets; what a run that breaks has not reported yet is named at its end."""
-        report = DataReport(stream.stats, self._ranks, self.device, tracker, Nodes(self.place))
+        report = DataReport(stream.stats, self._ranks, self.device, tracker, Nodes(self.rank_context))
         try:
             yield report
         finally:
@@ -166,7 +166,7 @@ class Trainee:
 
     def make_run(self, stream: Stream, tracker: Tracker, listener: Listener, restored: Restored | None) -> Run:
         """Put together what the loop runs on, going on from where the run was restored."""
-        seed, rank = self.config.seed, self.place.rank
+        seed, rank = self.config.seed, self.rank_context.rank
         self._evaluated_at = restored.evaluated_at if restored else None
         guard = Guard(
             policy=self.config.train.on_nonfinite,
@@ -178,7 +178,7 @@ class Trainee:
         )
         feed = Feed(stream, copier_of(self.device))
         return Run(
-            shares=self.shares(feed),
+            batches=self.rank_batches(feed),
             ahead=feed.ahead,
             objective=self.objective,
             engine=self.engine,
@@ -187,7 +187,7 @@ class Trainee:
             schedule=self.schedule,
             tracker=tracker,
             listener=listener,
-            callbacks=self.place.run.callbacks,
+            callbacks=self.rank_context.run.callbacks,
             shows=rank == 0,
             reseed=lambda micro_step: reseed(seed, rank, micro_step, self.device),
             evaluate=lambda step, known: self.evaluate(step, known, tracker),
@@ -200,12 +200,12 @@ class Trainee:
             checkpoint=restored.checkpoint if restored else None,
         )
 
-    def shares(self, batches: Iterable[Batch]) -> Iterator[Share]:
+    def rank_batches(self, batches: Iterable[Batch]) -> Iterator[RankBatch]:
         """Yield this rank's part of each global batch, until the schedule ends."""
         if self.schedule.ends(self.engine.global_step):
             return
         for batch in batches:
-            yield Share(self._plan.batch_size, self._inputs(batch), batch.sample_ids)
+            yield RankBatch(self._plan.batch_size, self._inputs(batch), batch.sample_ids)
 
     def _name_samples(self, ids: Sequence[int]) -> list[str]:
         shards, rows = self._plan.locate(np.array(ids, dtype=np.int64))
@@ -222,22 +222,22 @@ class Trainee:
         (`last/...`) from the average's (`ema/...`), and every evaluation tells the best one's so far (`best/...`).
         """
         self._evaluated_at = step
-        pictures = self.place.rank == 0 and self.config.tracking.pictures
+        pictures = self.rank_context.rank == 0 and self.config.tracking.pictures
         evaluation: Evaluation = self._evaluator(cast("HMTLModel", self.engine.evaluation_module()), pictures=pictures)
         for name, picture in evaluation.pictures.items():
             tracker.picture(name, picture, step)
-        if self.place.rank == 0:
+        if self.rank_context.rank == 0:
             self.recorder.confusions(evaluation, step, tracker)
         return with_best(
-            evaluation.figures | self._by_weights(step, evaluation.figures), known, step, self.config.train
+            evaluation.metrics | self._by_weights(step, evaluation.metrics), known, step, self.config.train
         )
 
-    def _by_weights(self, step: int, figures: Mapping[str, float]) -> dict[str, float]:
+    def _by_weights(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the figures of the last and of the averaged weights by name, at the end of the run; collective."""
         averages = self.config.engine.ema_decay > 0
         if not self.schedule.ends(step) or not (averages or self.config.train.monitor):
             return {}
         if not averages:
-            return renamed(figures, LAST)
+            return renamed(metrics, LAST)
         last = self._evaluator(cast("HMTLModel", self.engine.module.eval()))
-        return renamed(last.figures, LAST) | renamed(figures, EMA)
+        return renamed(last.metrics, LAST) | renamed(metrics, EMA)

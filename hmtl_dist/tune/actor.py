@@ -54,12 +54,12 @@ class TrialActor(tune.Trainable):
             self._member.start(self._trial(), self.config[PARAMS], self._donor, self.config[TOLD])
             self._donor = None
         news = self._member.next()
-        figures: dict[str, Any] = {**news.figures, STEP: news.step, "news": news}
+        metrics: dict[str, Any] = {**news.metrics, STEP: news.step, "news": news}
         if news.status != "RUNNING":
-            figures["done"] = True
+            metrics["done"] = True
         if news.status == "FAILED":  # schedulers pass over what is not a number
-            figures |= dict.fromkeys(self._trial().metrics, math.nan)
-        return figures
+            metrics |= dict.fromkeys(self._trial().metrics, math.nan)
+        return metrics
 
     def _trial(self) -> "Trial":
         from hmtl_dist.tune.trials import Trial

@@ -31,7 +31,7 @@ def ranked(space: Space, records: Sequence[Record]) -> list[Record]:
     """Return the trials, best first: those that finished and keep the constraints, then by how far they came."""
 
     def key(record: Record) -> tuple[int, bool, int, float]:
-        value = record.figures.get(space.metric)
+        value = record.metrics.get(space.metric)
         order = {"FINISHED": 0, "RUNNING": 1, "STOPPED": 1, "PRUNED": 1, "FAILED": 2}[record.status]
         worth = math.inf if value is None else (-value if space.mode == "max" else value)
         far = 0 if order == 0 else -record.step
@@ -42,7 +42,7 @@ def ranked(space: Space, records: Sequence[Record]) -> list[Record]:
 
 def broken(space: Space, record: Record) -> bool:
     """Whether a trial's figures break a constraint."""
-    return any(violation > 0 for violation in space.violations(record.figures).values())
+    return any(violation > 0 for violation in space.violations(record.metrics).values())
 
 
 def winner(space: Space, records: Sequence[Record]) -> Record | None:
@@ -52,13 +52,13 @@ def winner(space: Space, records: Sequence[Record]) -> Record | None:
     told of once more.
     """
     sound = [record for record in records if record.status == "FINISHED" and not broken(space, record)]
-    sound = [record for record in sound if values_of(space, record.figures) is not None]
+    sound = [record for record in sound if values_of(space, record.metrics) is not None]
     return ranked(space, sound)[0] if sound else None
 
 
 def best_so_far(space: Space, records: Sequence[Record]) -> float | None:
     """Return the best last figure of all trials, however far they are."""
-    values = [record.figures[space.metric] for record in records if space.metric in record.figures]
+    values = [record.metrics[space.metric] for record in records if space.metric in record.metrics]
     if not values:
         return None
     return max(values) if space.mode == "max" else min(values)
@@ -66,7 +66,7 @@ def best_so_far(space: Space, records: Sequence[Record]) -> float | None:
 
 def pareto_front(space: Space, records: Sequence[Record]) -> list[Record]:
     """Return the finished trials that no other one beats in both figures, by the first one, best first."""
-    found = [(record, values_of(space, record.figures)) for record in records if record.status == "FINISHED"]
+    found = [(record, values_of(space, record.metrics)) for record in records if record.status == "FINISHED"]
     sound = [(record, values) for record, values in found if values is not None and not broken(space, record)]
     modes: list[Mode] = [mode for _, mode in space.metrics]
     front = [record for record, values in sound if not any(dominates(other, values, modes) for _, other in sound)]
@@ -110,7 +110,7 @@ def importances(space: Space, records: Sequence[Record]) -> Importances | None:
 
 def common_step(space: Space, records: Sequence[Record]) -> int:
     """Return the last step at which most trials told the deciding figure, 0 if there is none."""
-    told = [{report.step for report in record.reports if space.metric in report.figures} for record in records]
+    told = [{report.step for report in record.reports if space.metric in report.metrics} for record in records]
     told = [steps for steps in told if steps]
     everywhere = sorted(set[int]().union(*told)) if told else []
     need = math.ceil(COMPARED * len(told))
@@ -121,9 +121,9 @@ def value_at(space: Space, record: Record, step: int) -> float | None:
     """Return the deciding figure of a trial at a step, None if it told none there."""
     return next(
         (
-            report.figures[space.metric]
+            report.metrics[space.metric]
             for report in record.reports
-            if report.step == step and space.metric in report.figures
+            if report.step == step and space.metric in report.metrics
         ),
         None,
     )

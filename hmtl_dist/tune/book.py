@@ -131,8 +131,8 @@ class Book:
                 "by_seed": record.by_seed | news.by_seed,
             }
             record = record.model_copy(update=changes)
-            if news.figures:
-                record = record.reported(news.step, news.figures)
+            if news.metrics:
+                record = record.reported(news.step, news.metrics)
             elif news.status == "STOPPED":
                 record = record.model_copy(update={"step": max(news.step, record.step)})
             if news.status != "RUNNING":

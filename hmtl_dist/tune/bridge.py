@@ -21,7 +21,7 @@ from hmtl_dist.engine.checkpoint import (
     save_checkpoint,
 )
 from hmtl_dist.errors import UserError
-from hmtl_dist.launch.place import run_folder
+from hmtl_dist.launch.folders import run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.saving import checkpoints_folder
 

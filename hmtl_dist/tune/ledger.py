@@ -7,9 +7,9 @@ it starts, and with every figure it reports.
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from hmtl_dist.config.base import Section
 from hmtl_dist.data.storage import ObjectMissingError, open_storage
@@ -26,7 +26,7 @@ class Report(Section):
 
     step: int
     """Global step of the run."""
-    figures: dict[str, float]
+    metrics: Annotated[dict[str, float], Field(validation_alias=AliasChoices("metrics", "figures"))]
     """Figures of the evaluation."""
     at: float
     """Seconds since 1970."""
@@ -92,15 +92,15 @@ class Record(Section):
         return self.reports[-1].step if self.reports else 0
 
     @property
-    def figures(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """The last figures."""
-        return self.reports[-1].figures if self.reports else {}
+        return self.reports[-1].metrics if self.reports else {}
 
-    def reported(self, step: int, figures: Mapping[str, float], at: float | None = None) -> "Record":
+    def reported(self, step: int, metrics: Mapping[str, float], at: float | None = None) -> "Record":
         """Return the record with another report; what was told of later steps before an interruption is dropped."""
         now = time.time() if at is None else at
         kept = tuple(report for report in self.reports if report.step < step)
-        new = Report(step=step, figures=dict(figures), at=now, params=self.params if self.adoptions else None)
+        new = Report(step=step, metrics=dict(metrics), at=now, params=self.params if self.adoptions else None)
         return self.model_copy(update={"reports": (*kept, new), "step": step})
 
 

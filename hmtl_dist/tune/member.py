@@ -19,7 +19,7 @@ from hmtl_dist.config.explain import choices
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.driver import drive
 from hmtl_dist.launch.failure import one_line
-from hmtl_dist.launch.place import run_folder, scratch_folder
+from hmtl_dist.launch.folders import run_folder, scratch_folder
 from hmtl_dist.launch.record import read_record
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.base import Progress, StopNow
@@ -36,7 +36,7 @@ class News:
 
     step: int
     """Global step of the run."""
-    figures: dict[str, float]
+    metrics: dict[str, float]
     """Figures of the evaluation; at the end of several seeds, their means."""
     status: str = "RUNNING"
     """`RUNNING`, `FINISHED`, `STOPPED` (in order, to go on later) or `FAILED`."""
@@ -91,7 +91,7 @@ class Member:
         self._go_on = threading.Semaphore(0)
         self._exchanges = trial.exchanges
         self._last = None
-        arguments = (trial, dict(params), donor, News(step=told_step, figures={}))
+        arguments = (trial, dict(params), donor, News(step=told_step, metrics={}))
         self._thread = threading.Thread(target=self._run, args=arguments, name="trial", daemon=True)
         self._thread.start()
 
@@ -187,13 +187,13 @@ class Member:
             told.seconds += listener.lap()
             if outcome.status != "FINISHED":
                 told.status = "STOPPED"
-                told.figures = {}
+                told.metrics = {}
                 break
             means[str(seed)] = dict(outcome.metrics)
-            _check_figures(trial, outcome.metrics)
+            _check_metrics(trial, outcome.metrics)
         else:
             told.status = "FINISHED"
-            told.figures = mean_figures(list(means.values()))
+            told.metrics = mean_metrics(list(means.values()))
         told.by_seed = means if len(trial.seeds) > 1 else {}
         self._news.put(told)
 
@@ -266,14 +266,14 @@ class _SeedListener:
         if self._fresh is None:
             return
         progress, self._fresh = self._fresh, None
-        _check_figures(self._trial, progress.metrics)
+        _check_metrics(self._trial, progress.metrics)
         if not self._first or progress.global_step >= progress.total_steps:
             return
         told = self._told
         self._run_id = self._run_id or _known_run(self._config)
         news = News(
             step=progress.global_step,
-            figures=dict(progress.metrics),
+            metrics=dict(progress.metrics),
             total_steps=progress.total_steps,
             batch_size=told.batch_size,
             images=self.images_before + progress.global_step * told.batch_size,
@@ -307,18 +307,18 @@ class _SeedListener:
         os.write(2, f"error: {said}\n".encode())
 
 
-def mean_figures(figures: list[dict[str, float]]) -> dict[str, float]:
+def mean_metrics(metrics: list[dict[str, float]]) -> dict[str, float]:
     """Return the mean of each figure that all of them have."""
-    if not figures:
+    if not metrics:
         return {}
-    names = [name for name in figures[0] if all(name in one for one in figures)]
-    return {name: sum(one[name] for one in figures) / len(figures) for name in names}
+    names = [name for name in metrics[0] if all(name in one for one in metrics)]
+    return {name: sum(one[name] for one in metrics) / len(metrics) for name in names}
 
 
-def _check_figures(trial: Trial, figures: Mapping[str, float]) -> None:
+def _check_metrics(trial: Trial, metrics: Mapping[str, float]) -> None:
     for metric in trial.metrics:
-        if metric not in figures:
-            there = sorted(name for name in figures if name.startswith("eval/"))
+        if metric not in metrics:
+            there = sorted(name for name in metrics if name.startswith("eval/"))
             raise UserError(f"metric: no figure '{metric}' was evaluated; {choices(metric, there)}")
 
 

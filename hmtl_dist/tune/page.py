@@ -35,21 +35,21 @@ EXPLAINED = (
 
 def columns(space: Space, *, priced: bool) -> list[str]:
     """Return the heads of the table, with one for the cost where there is a price."""
-    figures = [metric.removeprefix("eval/") for metric, _ in space.metrics]
+    metrics = [metric.removeprefix("eval/") for metric, _ in space.metrics]
     names = short_names(list(space.params))
     spent = ["step", "images", "seconds", *(["cost"] if priced else []), "img/s"]
-    return ["rank", "trial", "outcome", *figures, *spent, *names.values()]
+    return ["rank", "trial", "outcome", *metrics, *spent, *names.values()]
 
 
 def cells(space: Space, rank: int, record: Record, *, priced: bool) -> list[str]:
     """Return a row of the table."""
-    figures = [f"{record.figures[name]:.4f}" if name in record.figures else "" for name, _ in space.metrics]
+    metrics = [f"{record.metrics[name]:.4f}" if name in record.metrics else "" for name, _ in space.metrics]
     outcome = record.status.lower() + (" (breaks a constraint)" if broken(space, record) else "")
     spent = [str(record.step), str(record.images), f"{record.seconds:.0f}"]
     spent += [f"{record.cost:.2f}"] if priced else []
     spent.append(f"{record.samples_per_second:.1f}")
     params = [shown(record.params[path]) if path in record.params else "" for path in space.params]
-    return [str(rank), str(record.number), outcome, *figures, *spent, *params]
+    return [str(rank), str(record.number), outcome, *metrics, *spent, *params]
 
 
 def is_priced(records: Sequence[Record]) -> bool:
@@ -61,13 +61,13 @@ def as_csv(space: Space, records: Sequence[Record]) -> str:
     """Return the leaderboard as CSV, with parameters by their whole paths and figures unrounded."""
     buffer = io.StringIO()
     rows = csv.writer(buffer, lineterminator="\n")
-    figures = [metric for metric, _ in space.metrics]
+    metrics = [metric for metric, _ in space.metrics]
     rows.writerow(
         [
             "rank",
             "trial",
             "outcome",
-            *figures,
+            *metrics,
             "step",
             "images",
             "seconds",
@@ -78,7 +78,7 @@ def as_csv(space: Space, records: Sequence[Record]) -> str:
         ]
     )
     for rank, record in enumerate(ranked(space, records), start=1):
-        told = [record.figures.get(name, "") for name in figures]
+        told = [record.metrics.get(name, "") for name in metrics]
         params = [record.params.get(path, "") for path in space.params]
         spent = [record.step, record.images, round(record.seconds, 1), record.cost or ""]
         spent.append(round(record.samples_per_second, 1))

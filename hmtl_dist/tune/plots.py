@@ -25,7 +25,7 @@ def draw_curves(space: Space, records: Sequence[Record]) -> bytes:
     colour = _colours(space, records)
     for record in records:
         points = [
-            (report.step, report.figures[space.metric]) for report in record.reports if space.metric in report.figures
+            (report.step, report.metrics[space.metric]) for report in record.reports if space.metric in report.metrics
         ]
         if points:
             steps, values = zip(*points, strict=True)
@@ -42,14 +42,14 @@ def draw_parallel(space: Space, records: Sequence[Record]) -> bytes:
     """Draw every trial as a line over the varied parameters to its figure."""
     paths = space.varied
     names = short_names(paths)
-    drawn = [record for record in records if space.metric in record.figures]
+    drawn = [record for record in records if space.metric in record.metrics]
     figure, axes = _figure(max(6.0, 1.7 * (len(paths) + 1)), 4.2)
-    values = [record.figures[space.metric] for record in drawn]
+    values = [record.metrics[space.metric] for record in drawn]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     colour = _colours(space, drawn)
     for record in drawn:
         places = [_place(space, path, record.params.get(path)) for path in paths]
-        height = (record.figures[space.metric] - low) / (high - low) if high > low else 0.5
+        height = (record.metrics[space.metric] - low) / (high - low) if high > low else 0.5
         line = [*places, height]
         kept = [(x, y) for x, y in enumerate(line) if y is not None]
         axes.plot(*zip(*kept, strict=True), color=colour(record), alpha=LINE[record.status], lw=1.6)
@@ -85,13 +85,13 @@ def draw_pareto(space: Space, records: Sequence[Record]) -> bytes:
     figure, axes = _figure(6, 4.5)
     front = pareto_front(space, records)
     for record in records:
-        values = values_of(space, record.figures)
+        values = values_of(space, record.metrics)
         if record.status != "FINISHED" or values is None:
             continue
         best = any(one.number == record.number for one in front)
         axes.plot(*([value] for value in values), "o", color="#c0392b" if best else "#7aa6d8", ms=7 if best else 5)
         axes.annotate(str(record.number), values, (5, 3), textcoords="offset points", fontsize=8)
-    line = sorted(values for record in front if (values := values_of(space, record.figures)) is not None)
+    line = sorted(values for record in front if (values := values_of(space, record.metrics)) is not None)
     if line:
         axes.plot(*zip(*line, strict=True), color="#c0392b", lw=1, ls="--")
     (first, _), (second, _) = space.metrics
@@ -125,11 +125,11 @@ def _ticks(space: Space, path: str) -> list[tuple[float, str]]:
 def _colours(space: Space, records: Sequence[Record]) -> Any:
     from matplotlib import colormaps
 
-    values = [record.figures[space.metric] for record in records if space.metric in record.figures]
+    values = [record.metrics[space.metric] for record in records if space.metric in record.metrics]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
 
     def colour(record: Record) -> Any:
-        value = record.figures.get(space.metric, low)
+        value = record.metrics.get(space.metric, low)
         share = (value - low) / (high - low) if high > low else 0.5
         return colormaps[COLOURS](0.9 * (share if space.mode == "max" else 1 - share))
 

@@ -74,7 +74,7 @@ class Request:
     @property
     def folder(self) -> str:
         """Folder or URL of the sweep: its ledger, its results."""
-        from hmtl_dist.launch.place import run_folder
+        from hmtl_dist.launch.folders import run_folder
 
         return run_folder(self.config.model_copy(update={"name": self.name}))
 
@@ -90,7 +90,7 @@ class Request:
 
         return open_training(self.config.data)
 
-    def check_figures(self) -> None:
+    def check_metrics(self) -> None:
         """See that the figures that decide will be evaluated.
 
         Raises:

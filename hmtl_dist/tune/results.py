@@ -39,7 +39,7 @@ def write_results(
     from hmtl_dist.tune.plots import draw_curves, draw_importances, draw_parallel, draw_pareto
 
     space = request.space
-    told = [record for record in records if space.metric in record.figures]
+    told = [record for record in records if space.metric in record.metrics]
     pictures: dict[str, tuple[str, bytes]] = {}
     if told:
         pictures["learning_curves.png"] = ("Learning curves", draw_curves(space, told))
@@ -85,7 +85,7 @@ def _facts(
     if cost := sum(record.cost for record in records):
         facts["cost of the trials"] = f"{cost:,.2f} ({cost / max(images, 1) * 1e6:,.2f} for a million pictures)"
     if best is not None:
-        facts["winner"] = f"trial {best.number}: {best.figures[space.metric]:.4f}"
+        facts["winner"] = f"trial {best.number}: {best.metrics[space.metric]:.4f}"
     if retrained:
         facts["winner again"] = spread(retrained)
     return facts
@@ -95,7 +95,7 @@ def _best_yaml(request: Request, best: Record) -> str:
     config = request.winning_config(best.params, request.seeds[0])
     metric = request.space.metric
     lines = [
-        f"# Trial {best.number} of the sweep '{request.name}': {metric} = {best.figures[metric]:.6g}.",
+        f"# Trial {best.number} of the sweep '{request.name}': {metric} = {best.metrics[metric]:.6g}.",
         "# `hmtl-dist train best.yaml` trains it again: the same seed on the same kind of machine gives the same.",
     ]
     if len(request.seeds) > 1:

@@ -73,14 +73,14 @@ class _Past:
 
 def _replay(scheduler: TrialScheduler, space: Space, records: list[Record]) -> None:
     """Tell a scheduler what was reported before, in the order of time; what it decides of it is history."""
-    reports = [(report, record) for record in records for report in record.reports if space.metric in report.figures]
+    reports = [(report, record) for record in records for report in record.reports if space.metric in report.metrics]
     known: dict[int, Any] = {}
     for report, record in sorted(reports, key=lambda pair: pair[0].at):
         past: Any = known.get(record.number)
         if past is None:
             past = known[record.number] = _Past(f"{record.number:05d}")
             scheduler.on_trial_add(cast("Any", None), past)
-        result = {STEP: report.step, space.metric: report.figures[space.metric]}
+        result = {STEP: report.step, space.metric: report.metrics[space.metric]}
         if isinstance(scheduler, MedianStoppingRule):
             scheduler.on_trial_complete(cast("Any", _NOBODY), past, result)  # only notes it
         else:

@@ -152,10 +152,10 @@ class Space(Section):
                 return True
         return False
 
-    def violations(self, figures: Mapping[str, float]) -> dict[str, float]:
+    def violations(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return how far the figures of a trial lie outside of each constraint on figures."""
         named = {full_name(one.metric): one for one in self.constraints if one.metric is not None}
-        return {name: one.violation(figures[name]) for name, one in named.items() if name in figures}
+        return {name: one.violation(metrics[name]) for name, one in named.items() if name in metrics}
 
 
 def full_name(metric: str) -> str:

@@ -135,7 +135,7 @@ def _as_trial(space: Space, record: Record) -> "optuna.trial.FrozenTrial":
     from optuna.trial import TrialState, create_trial
 
     domains = {path: _domain(space.params[path]) for path in record.params if path in space.varied}
-    values = values_of(space, record.figures)
+    values = values_of(space, record.metrics)
     state = TrialState.RUNNING
     if record.status == "FINISHED" and values is not None:
         state = TrialState.COMPLETE
@@ -152,18 +152,18 @@ def _as_trial(space: Space, record: Record) -> "optuna.trial.FrozenTrial":
         distributions=domains,
         system_attrs=record.searcher,
         intermediate_values=_curve(space, record) if single else {},
-        constraints=space.violations(record.figures) if record.ended else {},
+        constraints=space.violations(record.metrics) if record.ended else {},
     )
 
 
 def _curve(space: Space, record: Record) -> dict[int, float]:
-    return {report.step: report.figures[space.metric] for report in record.reports if space.metric in report.figures}
+    return {report.step: report.metrics[space.metric] for report in record.reports if space.metric in report.metrics}
 
 
-def values_of(space: Space, figures: Mapping[str, float]) -> list[float] | None:
+def values_of(space: Space, metrics: Mapping[str, float]) -> list[float] | None:
     """Return the deciding figures in order, None where one of them is missing."""
     names = [metric for metric, _ in space.metrics]
-    return [figures[name] for name in names] if all(name in figures for name in names) else None
+    return [metrics[name] for name in names] if all(name in metrics for name in names) else None
 
 
 # --- our distributions as optuna's -------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from hmtl_dist.tracking.base import RunStatus
 from hmtl_dist.tracking.config import TrackingConfig, resolve
 from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.tracking.runs import create_run, finish_run, record_figures, run_url, tag_run
+from hmtl_dist.tracking.runs import create_run, finish_run, record_metrics, run_url, tag_run
 from hmtl_dist.tracking.sink import open_tracker
 from hmtl_dist.train.background import in_thread
 from hmtl_dist.train.base import Progress
@@ -220,24 +220,24 @@ class _Sweep:
 
     def _note(self, record: Record, tags: Mapping[str, str]) -> None:
         """Tell the runs of a trial how it ended, and the first of them what it has cost with all its seeds."""
-        figures = {"cost/run": record.cost} if record.cost else {}
+        metrics = {"cost/run": record.cost} if record.cost else {}
         if record.cost and record.images:
-            figures["cost/per_million_images"] = record.cost / record.images * 1e6
+            metrics["cost/per_million_images"] = record.cost / record.images * 1e6
         for place, run_id in enumerate(record.runs.values()):
-            told = figures if place == 0 else {}
+            told = metrics if place == 0 else {}
             self._notes.add(run_id, tags, told, step=record.step, failed=record.status == "FAILED")
 
     def _tell_parent(self) -> None:
         records = self._ledger.in_order()
         ended = [record for record in records if record.ended]
-        figures = {f"trials/{kind}": float(count(ended, kind.upper())) for kind in ("finished", "pruned", "failed")}
-        figures["images"] = float(sum(record.images for record in records))
+        metrics = {f"trials/{kind}": float(count(ended, kind.upper())) for kind in ("finished", "pruned", "failed")}
+        metrics["images"] = float(sum(record.images for record in records))
         if cost := sum(record.cost for record in records):
-            figures["cost/trials"] = cost
+            metrics["cost/trials"] = cost
         best = best_so_far(self.request.space, ended)
         if best is not None:
-            figures[f"best/{self.request.space.metric.removeprefix('eval/')}"] = best
-        self._journal.metrics(figures, len(ended))
+            metrics[f"best/{self.request.space.metric.removeprefix('eval/')}"] = best
+        self._journal.metrics(metrics, len(ended))
 
     def begun(self, title: str, book: Book, concurrency: int, hours_left: float | None) -> None:
         """Tell that Ray is there."""
@@ -289,8 +289,8 @@ class _Sweep:
             )
 
         stopped = self._run(space, Book(space, ledger, request.steps[1], ended=self._retrained), make, None, "winner")
-        figures = {str(record.number): dict(record.figures) for record in ledger.in_order() if record.number in seeds}
-        self._state = self._state.model_copy(update={"retrained": {seed: one for seed, one in figures.items() if one}})
+        metrics = {str(record.number): dict(record.metrics) for record in ledger.in_order() if record.number in seeds}
+        self._state = self._state.model_copy(update={"retrained": {seed: one for seed, one in metrics.items() if one}})
         self._save_time()
         return stopped
 
@@ -307,9 +307,9 @@ class _Sweep:
         files = write_results(self.request, records, best, self._retrained_values())
         for file in files:
             self._journal.artifact(file)
-        figures = self._retrained_figures()
-        if figures:
-            self._journal.metrics(figures, len([record for record in records if record.ended]))
+        metrics = self._retrained_metrics()
+        if metrics:
+            self._journal.metrics(metrics, len([record for record in records if record.ended]))
         model = None
         if best is not None and not stopped:
             model = register_winner(self.request, self._tracking, best)
@@ -326,7 +326,7 @@ class _Sweep:
             seconds=self._spent(),
         )
 
-    def _retrained_figures(self) -> dict[str, float]:
+    def _retrained_metrics(self) -> dict[str, float]:
         values = self._retrained_values()
         if not values:
             return {}
@@ -338,7 +338,7 @@ class _Sweep:
 
     def _retrained_values(self) -> list[float]:
         metric = self.request.space.metric
-        return [figures[metric] for figures in self._state.retrained.values() if metric in figures]
+        return [metrics[metric] for metrics in self._state.retrained.values() if metric in metrics]
 
     def close(self, status: RunStatus) -> None:
         """End the parent run and write the time down."""
@@ -376,11 +376,11 @@ class _Notes:
         self._thread = in_thread(self._work, "notes")
 
     def add(
-        self, run_id: str | None, tags: Mapping[str, str], figures: Mapping[str, float], *, step: int, failed: bool
+        self, run_id: str | None, tags: Mapping[str, str], metrics: Mapping[str, float], *, step: int, failed: bool
     ) -> None:
         def write() -> None:
             tag_run(self._tracking, run_id, tags)
-            record_figures(self._tracking, run_id, figures, step)
+            record_metrics(self._tracking, run_id, metrics, step)
             if failed:
                 finish_run(self._tracking, run_id, "FAILED")
 

@@ -17,15 +17,15 @@ class Notes(Callback):
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
-    def _note(self, what: str, step: int, figures: Mapping[str, float]) -> None:
+    def _note(self, what: str, step: int, metrics: Mapping[str, float]) -> None:
         with Path(self._folder, f"{os.getpid()}.jsonl").open("a") as file:
-            file.write(json.dumps([what, step, sorted(figures)]) + "\n")
+            file.write(json.dumps([what, step, sorted(metrics)]) + "\n")
 
-    def on_window(self, step: int, figures: Mapping[str, float]) -> None:
-        self._note("window", step, figures)
+    def on_window(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._note("window", step, metrics)
 
-    def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        self._note("evaluation", step, figures)
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._note("evaluation", step, metrics)
 
     def on_end(self, outcome: Outcome) -> None:
         self._note(outcome.status, outcome.global_step, outcome.metrics)

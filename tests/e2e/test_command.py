@@ -176,11 +176,11 @@ def test_every_step_is_recorded_once(trained: Trained) -> None:
 
 
 def test_figures_of_every_task_are_recorded(trained: Trained) -> None:
-    figures = set(trained.run.data.metrics)
-    assert {f"train/loss/{task}" for task in ("expression", "gender", "puzzling", "inpainting")} <= figures
-    assert {"eval/expression/accuracy", "eval/gender/balanced_accuracy", "eval/puzzling/accuracy"} <= figures
-    assert {"train/samples_per_second", "train/wait_share", "train/learning_rate"} <= figures
-    assert any(name.startswith("system/") for name in figures)
+    metrics = set(trained.run.data.metrics)
+    assert {f"train/loss/{task}" for task in ("expression", "gender", "puzzling", "inpainting")} <= metrics
+    assert {"eval/expression/accuracy", "eval/gender/balanced_accuracy", "eval/puzzling/accuracy"} <= metrics
+    assert {"train/samples_per_second", "train/wait_share", "train/learning_rate"} <= metrics
+    assert any(name.startswith("system/") for name in metrics)
 
 
 def test_parameters_and_data_are_recorded(trained: Trained) -> None:

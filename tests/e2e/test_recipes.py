@@ -105,7 +105,7 @@ def test_a_pose_is_evaluated_on_the_other_set() -> None:
     error = train("pose_sl", "name=pose").outcome.metrics["eval/pose/mae"]
     evaluation, _ = evaluate_run("pose")
     assert evaluation.num_samples == 6  # all of AFLW2000-3D
-    assert evaluation.figures["eval/pose/mae"] == pytest.approx(error, rel=1e-2)  # bf16 there, here fp32
+    assert evaluation.metrics["eval/pose/mae"] == pytest.approx(error, rel=1e-2)  # bf16 there, here fp32
     assert evaluate_run("pose", data="s3://hmtl/300w-lp", split="train")[0].num_samples > 6
 
 

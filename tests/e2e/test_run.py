@@ -101,23 +101,23 @@ def test_a_saved_run_is_evaluated_as_at_its_end(uninterrupted: Finished) -> None
     assert checkpoint == uninterrupted.outcome.checkpoint
     assert evaluation.num_samples == 24
     # A concordance near 0 is a difference of nearly equal numbers, hence the absolute part.
-    assert evaluation.figures == pytest.approx(of(uninterrupted, "eval/"), rel=1e-6, abs=1e-7)
+    assert evaluation.metrics == pytest.approx(of(uninterrupted, "eval/"), rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.nightly
 def test_groups_of_people_make_up_the_whole(url: str) -> None:
     grouped = finish(config("grouped", url, train={"groups": ["gender", "age"]}))
-    figures = evaluate_run("grouped", groups={"gender": (), "age": (30, 50)})[0].figures
+    metrics = evaluate_run("grouped", groups={"gender": (), "age": (30, 50)})[0].metrics
     for label, names in (("gender", ("female", "male")), ("age", ("under_30", "30_to_50", "50_and_over"))):
-        for figure in ("expression/{}accuracy", "age/{}mae_age"):
-            groups = [figure.format(f"group/{label}/{name}/") for name in names]
-            counts = [figures.get(f"eval/{group.rpartition('/')[0]}/samples", 0) for group in groups]
-            values = [figures.get(f"eval/{group}", 0) for group in groups]
+        for metric in ("expression/{}accuracy", "age/{}mae_age"):
+            groups = [metric.format(f"group/{label}/{name}/") for name in names]
+            counts = [metrics.get(f"eval/{group.rpartition('/')[0]}/samples", 0) for group in groups]
+            values = [metrics.get(f"eval/{group}", 0) for group in groups]
             assert sum(counts) == 24
             mean = sum(count * value for count, value in zip(counts, values, strict=True)) / 24
-            assert mean == pytest.approx(figures["eval/" + figure.format("")], rel=1e-5)
+            assert mean == pytest.approx(metrics["eval/" + metric.format("")], rel=1e-5)
             there = [value for count, value in zip(counts, values, strict=True) if count]
-            gap = figures["eval/" + figure.format(f"gap/{label}/")]
+            gap = metrics["eval/" + metric.format(f"gap/{label}/")]
             assert gap == pytest.approx(max(there) - min(there), abs=1e-6)
     assert "eval/expression/gap/gender/accuracy" in grouped.outcome.metrics
 
@@ -132,8 +132,8 @@ def test_last_and_averaged_weights_are_told_apart(uninterrupted: Finished) -> No
     last, ema = of(uninterrupted, "last/"), of(uninterrupted, "ema/")
     assert ema == of(uninterrupted, "eval/")
     assert last != ema
-    assert evaluate_run("uninterrupted", weights="last")[0].figures == pytest.approx(last, rel=1e-6, abs=1e-7)
-    assert evaluate_run("uninterrupted", weights="ema")[0].figures == pytest.approx(ema, rel=1e-6, abs=1e-7)
+    assert evaluate_run("uninterrupted", weights="last")[0].metrics == pytest.approx(last, rel=1e-6, abs=1e-7)
+    assert evaluate_run("uninterrupted", weights="ema")[0].metrics == pytest.approx(ema, rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.nightly
@@ -149,7 +149,7 @@ def test_the_best_checkpoint_is_kept_through_an_interruption(uninterrupted: Fini
     assert whole == {f"step-{best:08d}", f"step-{TOTAL_STEPS:08d}"}
     evaluation, checkpoint = evaluate_run("best", weights="best")
     assert checkpoint == f"{folder}/step-{best:08d}"
-    assert evaluation.figures["eval/age/mae_age"] == pytest.approx(metrics["best/age/mae_age"], rel=1e-6)
+    assert evaluation.metrics["eval/age/mae_age"] == pytest.approx(metrics["best/age/mae_age"], rel=1e-6)
     assert metrics["best/age/mae_age"] < metrics["eval/age/mae_age"]
 
 

@@ -61,9 +61,9 @@ def test_a_stopped_run_goes_on_and_is_evaluated_on_the_fold_it_was_not_trained_o
 
     evaluation, _ = evaluate_run("whole")
     assert evaluation.num_samples == 24
-    at_its_end = {name: value for name, value in whole.outcome.metrics.items() if name in evaluation.figures}
-    assert evaluation.figures == pytest.approx(at_its_end, rel=1e-6, abs=1e-7)
-    assert "eval/wink/accuracy" not in evaluation.figures
+    at_its_end = {name: value for name, value in whole.outcome.metrics.items() if name in evaluation.metrics}
+    assert evaluation.metrics == pytest.approx(at_its_end, rel=1e-6, abs=1e-7)
+    assert "eval/wink/accuracy" not in evaluation.metrics
     elsewhere, _ = evaluate_run("whole", split="train", data=other)
     assert elsewhere.num_samples == 40
-    assert "eval/wink/accuracy" in elsewhere.figures
+    assert "eval/wink/accuracy" in elsewhere.metrics

@@ -190,7 +190,7 @@ def test_the_parent_tells_space_data_progress_and_outcome(swept: Swept) -> None:
     assert parent.data.params["data.digest"]
     assert parent.inputs is not None
     assert parent.inputs.dataset_inputs[0].dataset.name == "drawn"
-    best = swept.ledger.records[swept.answer["best"]["number"]].figures[METRIC]
+    best = swept.ledger.records[swept.answer["best"]["number"]].metrics[METRIC]
     assert parent.data.metrics["best/expression/accuracy"] >= best
     assert parent.data.metrics["trials/finished"] + parent.data.metrics["trials/pruned"] == TRIALS
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}  # pyright: ignore[reportUnknownMemberType]
@@ -211,7 +211,7 @@ def test_the_winner_is_a_candidate_and_its_recipe_repeats_it(swept: Swept, s3_en
     config = load_tree(RunConfig, str(swept.home / "best.yaml"), ["tracking.enabled=false"])
     again = drive(config, lambda step: None)
     assert again.outcome.global_step == EPOCHS * STEPS_PER_EPOCH
-    assert again.outcome.metrics[METRIC] == best.figures[METRIC]
+    assert again.outcome.metrics[METRIC] == best.metrics[METRIC]
 
 
 def test_the_winner_was_trained_again_with_the_other_seed(swept: Swept) -> None:

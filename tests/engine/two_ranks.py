@@ -46,7 +46,7 @@ def explore(rank: int, folder: Path) -> None:
     printed = os.open(folder / f"printed-{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(printed, 1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
-    figures = {
+    metrics = {
         **_engines_agree(rank),
         **_resume(rank, folder),
         **_accumulate(rank),
@@ -57,7 +57,7 @@ def explore(rank: int, folder: Path) -> None:
         "mlflow is loaded": "mlflow" in sys.modules,
     }
     if rank == 0:
-        (folder / "figures.json").write_text(json.dumps(figures))
+        (folder / "figures.json").write_text(json.dumps(metrics))
     dist.barrier()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
     dist.destroy_process_group()
 
@@ -71,22 +71,22 @@ def _run(
 
 
 def _engines_agree(rank: int) -> dict[str, float]:
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for setting, change in (("", {}), ("clipped ", {"clip_grad_norm": 0.01}), ("bf16 ", {"precision": "bf16"})):
         net = SmallNet if change else TimmNet
         states = {name: _run(config.model_copy(update=change), rank, net=net) for name, config in KINDS.items()}
         if not change:
             for name in ("plain", "zero1"):
-                figures[f"again {name}"] = difference(states[name], _run(KINDS[name], rank))
+                metrics[f"again {name}"] = difference(states[name], _run(KINDS[name], rank))
         for name, state in states.items():
-            figures[f"{setting}{name}"] = difference(states["plain"], state)
+            metrics[f"{setting}{name}"] = difference(states["plain"], state)
         if setting == "clipped ":
-            figures["clipping moved"] = difference(states["plain"], _run(KINDS["plain"], rank, net=net))
+            metrics["clipping moved"] = difference(states["plain"], _run(KINDS["plain"], rank, net=net))
     defaults = OptimConfig()
-    figures["defaults zero0"] = difference(
+    metrics["defaults zero0"] = difference(
         _run(EngineConfig(kind="plain"), rank, defaults), _run(EngineConfig(), rank, defaults)
     )
-    return figures
+    return metrics
 
 
 def _resume(rank: int, folder: Path) -> dict[str, float]:
@@ -102,19 +102,19 @@ def _resume(rank: int, folder: Path) -> dict[str, float]:
         train(engine, STEPS, rank=rank)
         whole[name] = engine.state()
     dist.barrier()  # pyright: ignore[reportUnknownMemberType]  # partial in torch
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for index, source in enumerate(KINDS):
         state, _, _ = load_checkpoint(f"{url}/step-{index:08d}")
         for name, config in KINDS.items():
             engine = make_engine(config.model_copy(update={"ema_decay": 0.9}), seed=7)
             engine.load_state(state)
             train(engine, STEPS, rank=rank)
-            figures[f"resume {source} -> {name}"] = difference(whole[source], engine.state())
-    return figures
+            metrics[f"resume {source} -> {name}"] = difference(whole[source], engine.state())
+    return metrics
 
 
 def _accumulate(rank: int) -> dict[str, float]:
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, config in KINDS.items():
         once, twice = (config.model_copy(update={"accumulation_steps": count}) for count in (1, 2))
         sgd = OptimConfig(optimizer="sgd")
@@ -122,16 +122,16 @@ def _accumulate(rank: int) -> dict[str, float]:
         train(one, HALF, rank=rank)
         train(two, HALF, rank=rank, micro_batches=2)
         model, other = one.state().model, two.state().model
-        figures[f"accumulation {name}"] = max(
+        metrics[f"accumulation {name}"] = max(
             ((model[key] - other[key]).abs().max().item() for key in model), default=0.0
         )
-        figures[f"accumulation {name} micro-steps"] = two.micro_step
-    return figures
+        metrics[f"accumulation {name} micro-steps"] = two.micro_step
+    return metrics
 
 
 def _skip(rank: int) -> dict[str, float]:
     """Plant a NaN on one rank: every rank must see it, and a skipped step must leave everything as it was."""
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, plain in KINDS.items():
         for setting, change in (("", {}), ("clipped ", {"clip_grad_norm": 0.5})):
             engine = make_engine(plain.model_copy(update={"ema_decay": 0.9, **change}), seed=rank)
@@ -146,14 +146,14 @@ def _skip(rank: int) -> dict[str, float]:
             after.counters.update(before.counters)
             for key in [key for key in before.model if key.endswith("num_batches_tracked")]:
                 before.model[key] = after.model[key] = torch.zeros(1)  # counts forward passes, and nothing reads it
-            figures[f"{setting}finite {name}"] = float(finite)
-            figures[f"{setting}planted seen {name}"] = seen.item()
-            figures[f"{setting}skipped {name}"] = difference(before, after)
+            metrics[f"{setting}finite {name}"] = float(finite)
+            metrics[f"{setting}planted seen {name}"] = seen.item()
+            metrics[f"{setting}skipped {name}"] = difference(before, after)
             train(engine, STEPS, rank=rank)
-            figures[f"{setting}went on {name}"] = float(
+            metrics[f"{setting}went on {name}"] = float(
                 all(tensor.isfinite().all() for tensor in engine.state().model.values())
             )
-    return figures
+    return metrics
 
 
 def engine_norm(engine: Engine, rank: int, *, planted: bool) -> torch.Tensor:

@@ -72,6 +72,18 @@ def test_onnx_is_one_file_that_onnxruntime_alone_runs(exported: dict[Format, Pat
     assert {path.name for path in exported["onnx"].iterdir()} == {"model.onnx", "model.json", "README.md"}
 
 
+def test_the_documented_lines_run_it(
+    exported: dict[Format, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "inference.md"
+    (lines,) = re.findall(r"```python\n(import numpy.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "expression-onnx").symlink_to(exported["onnx"])
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(lines.replace("224, 224", f"{trained.SIZE}, {trained.SIZE}"), found)  # noqa: S102 - the page's own
+    assert found["expression"].shape[0] == 2
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_nothing_of_an_export_is_a_pickle(exported: dict[Format, Path], form: Format) -> None:
     blobs = [path.read_bytes() for path in exported[form].iterdir()]

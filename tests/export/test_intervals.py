@@ -50,19 +50,19 @@ def test_one_group_leaves_it_open() -> None:
     assert (told.low, told.high) == (None, None)
 
 
-@pytest.mark.parametrize("figure", ["accuracy", "mean error"])
-def test_nineteen_of_twenty_intervals_hold_the_truth_where_people_have_several_pictures(figure: str) -> None:
+@pytest.mark.parametrize("metric", ["accuracy", "mean error"])
+def test_nineteen_of_twenty_intervals_hold_the_truth_where_people_have_several_pictures(metric: str) -> None:
     """Ten pictures a person, of which all are alike: 60 people, not 600 pictures."""
     rng = np.random.default_rng(0)
 
     def draw() -> NDArray[np.float64]:
-        people = rng.random(60) if figure == "accuracy" else rng.exponential(size=60)
-        return np.repeat(people < 0.7 if figure == "accuracy" else people, 10).astype(np.float64)
+        people = rng.random(60) if metric == "accuracy" else rng.exponential(size=60)
+        return np.repeat(people < 0.7 if metric == "accuracy" else people, 10).astype(np.float64)
 
-    truth = 0.7 if figure == "accuracy" else 1.0
+    truth = 0.7 if metric == "accuracy" else 1.0
     groups = np.repeat(ALONE[:60], 10)
     held = 0
     for _ in range(60):
-        told = found(figure, draw(), groups)
+        told = found(metric, draw(), groups)
         held += told.low is not None and told.high is not None and told.low <= truth <= told.high
     assert 52 <= held <= 60  # 57 are expected; as pictures for themselves, half of them would hold it

@@ -13,8 +13,8 @@ import numpy as np
 
 from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.train.base import Listener, Outcome, Place
-from hmtl_dist.train.loop import Share
+from hmtl_dist.train.base import Listener, Outcome, RankContext
+from hmtl_dist.train.loop import RankBatch
 
 SAMPLES = "samples.jsonl"
 
@@ -22,22 +22,22 @@ Ledger = dict[int, list[int]]
 """The samples of every step, in the order of the global batch."""
 
 
-def train_noted(config: RunConfig, place: Place, listener: Listener) -> Outcome:
+def train_noted(config: RunConfig, rank_context: RankContext, listener: Listener) -> Outcome:
     """Train one rank, as `train_rank` does, with the note."""
-    from hmtl_dist.train.worker import Trainee, train_rank
+    from hmtl_dist.train.worker import Trainer, train_rank
 
-    shares = Trainee.shares
+    rank_batches = Trainer.rank_batches
 
-    def noted(self: Trainee, batches: Iterable[Batch]) -> Iterator[Share]:
-        for share in shares(self, batches):
-            ids = cast("list[int]", cast("Any", share.sample_ids).tolist())
+    def noted(self: Trainer, batches: Iterable[Batch]) -> Iterator[RankBatch]:
+        for batch in rank_batches(self, batches):
+            ids = cast("list[int]", cast("Any", batch.sample_ids).tolist())
             line = [self.engine.global_step + 1, ids]
-            with (place.scratch / SAMPLES).open("a") as file:
+            with (rank_context.scratch / SAMPLES).open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            yield share
+            yield batch
 
-    Trainee.shares = noted
-    return train_rank(config, place, listener)
+    Trainer.rank_batches = noted
+    return train_rank(config, rank_context, listener)
 
 
 def read_ledger(run: Path) -> Ledger:

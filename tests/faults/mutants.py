@@ -56,7 +56,7 @@ DAMAGED = "faults/test_saving.py::test_a_damaged_checkpoint_costs_the_steps_sinc
 AILS = "test_a_server_that_ails_neither_stops_nor_slows_a_run"
 LOCKED = "test_a_locked_database_neither_stops_nor_slows_a_run"
 LOST = "faults/test_cluster.py::test_run_that_loses_a_worker_node_and_then_the_head_ends_with_the_same_weights"
-IN_THE_BACKGROUND = '"step": int(step), "values": figures})\n        self._start()\n'
+IN_THE_BACKGROUND = '"step": int(step), "values": metrics})\n        self._start()\n'
 IN_THE_STEP = (
     IN_THE_BACKGROUND + "        begun = time.time()\n"
     "        while any(reader.left() for reader in self._readers) and time.time() < begun + 5:\n"
@@ -221,7 +221,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         (32,),
         "train/saving.py",
-        "remove_scratch(self._place.scratch)",
+        "remove_scratch(self._rank_context.scratch)",
         "pass",
         "train/test_saving.py::test_what_a_killed_writer_left_is_removed",
     ),

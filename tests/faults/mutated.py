@@ -42,7 +42,7 @@ from hmtl_dist.launch.record import load_run
 from hmtl_dist.reproduce.suite import SUITES, load_suite
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.jsonl import Journal, read_events
-from hmtl_dist.train.base import Place, RunContext
+from hmtl_dist.train.base import RankContext, RunContext
 from hmtl_dist.train.saving import Saver, check_changes
 from tests.data.catalog.fabricate import TREES, affectnet_2021
 from tests.data.stream.streaming import Resize, jpeg, make_plan, make_set
@@ -359,13 +359,13 @@ def spoil_sealed_checkpoint(files: Files, draw: random.Random) -> Files:
 
 def make_run(folder: Path) -> None:
     for step in (3, 6):
-        engine, saver = trainee(folder)
+        engine, saver = trainer(folder)
         engine.global_step = engine.micro_step = step
         saver.save(step, {"eval/mood/accuracy": 0.5})
         saver.saved()
 
 
-def trainee(folder: Path) -> tuple[Engine, Saver]:
+def trainer(folder: Path) -> tuple[Engine, Saver]:
     objective, engine = toy.build(toy.config())
     header = IndexHeader(
         dataset="toy",
@@ -377,8 +377,8 @@ def trainee(folder: Path) -> tuple[Engine, Saver]:
         label_counts={},
         digest="digest of the data",
     )
-    place = Place(0, 1, 0, "cpu", folder / "scratch", RunContext(str(folder)))
-    return engine, Saver(toy.config(), place, engine, objective, data=header)
+    rank_context = RankContext(0, 1, 0, "cpu", folder / "scratch", RunContext(str(folder)))
+    return engine, Saver(toy.config(), rank_context, engine, objective, data=header)
 
 
 def read_run(folder: Path) -> tuple[str, int, list[str]]:
@@ -386,7 +386,7 @@ def read_run(folder: Path) -> tuple[str, int, list[str]]:
     manifest = newest_manifest(f"{folder}/checkpoints")
     if manifest is not None:
         check_changes(manifest, toy.config())
-    engine, saver = trainee(folder)
+    engine, saver = trainer(folder)
     restored = saver.restore()
     assert restored is not None
     assert restored.skipped >= 0

@@ -95,7 +95,7 @@ def train(folder: Path, name: str, url: str, *overrides: str) -> "subprocess.Com
     )
 
 
-def figures(events: list[dict[str, Any]], name: str) -> list[float]:
+def metrics(events: list[dict[str, Any]], name: str) -> list[float]:
     return [event["values"][name] for event in events if name in event.get("values", {})]
 
 
@@ -117,8 +117,8 @@ def test_a_faulty_way_changes_no_weight_and_is_counted_in_the_journal(folder: Pa
     runs = folder / "home" / "runs"
     last = f"checkpoints/step-{2 * SHARD_SAMPLES * SHARDS // 8:08d}"
     assert weights(str(runs / "faulty" / last)) == weights(str(runs / "plain" / last))
-    assert sum(figures(journal(runs / "plain"), "data/retries")) == 0
-    assert 1 <= sum(figures(journal(runs / "faulty"), "data/retries")) <= proxy.hits
+    assert sum(metrics(journal(runs / "plain"), "data/retries")) == 0
+    assert 1 <= sum(metrics(journal(runs / "faulty"), "data/retries")) <= proxy.hits
 
 
 def test_damaged_samples_are_counted_and_named_in_the_journal(folder: Path, s3_env: S3Server) -> None:
@@ -126,7 +126,7 @@ def test_damaged_samples_are_counted_and_named_in_the_journal(folder: Path, s3_e
     ended = train(folder, "damaged", url, "data.max_bad_share=0.1")
     assert ended.returncode == 0, ended.stderr
     events = journal(folder / "home" / "runs" / "damaged")
-    assert sum(figures(events, "data/damaged")) == 4  # two samples in each of two epochs
+    assert sum(metrics(events, "data/damaged")) == 4  # two samples in each of two epochs
     named = [(event["key"], event["shard"]) for event in events if event["event"] == "damaged"]
     assert sorted(named) == sorted(
         2 * [("train-000005", f"{url}/train/shard-000000.tar"), ("train-000030", f"{url}/train/shard-000001.tar")]

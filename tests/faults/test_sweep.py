@@ -62,10 +62,10 @@ class Sweep:
         """How many evaluations the ledger has of all trials."""
         return sum(len(record.reports) for record in self.ledger.in_order())
 
-    def figures(self) -> list[tuple[str, list[tuple[int, dict[str, float]]]]]:
+    def metrics(self) -> list[tuple[str, list[tuple[int, dict[str, float]]]]]:
         """Return how each trial ended, and what it told at which step."""
         return [
-            (record.status, [(report.step, dict(report.figures)) for report in record.reports])
+            (record.status, [(report.step, dict(report.metrics)) for report in record.reports])
             for record in self.ledger.in_order()
         ]
 
@@ -141,7 +141,7 @@ class Part:
 def check_books(sweep: Sweep) -> None:
     """Every trial has come to its end once, in one MLflow run of the sweep's, and told each evaluation once."""
     steps = [STEPS_PER_EPOCH * (epoch + 1) for epoch in range(sweep.epochs)]
-    ends = [(status, [step for step, _ in told]) for status, told in sweep.figures()]
+    ends = [(status, [step for step, _ in told]) for status, told in sweep.metrics()]
     assert ends == [("FINISHED", steps)] * sweep.trials
     runs = sweep.runs()
     (parent,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
@@ -201,4 +201,4 @@ def test_a_sweep_that_is_hit_ten_times_tells_what_an_undisturbed_one_tells(
             part.end()
             assert part.family.left_over() == []
     check_books(sweep)
-    assert sweep.figures() == undisturbed.figures()
+    assert sweep.metrics() == undisturbed.metrics()

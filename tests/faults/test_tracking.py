@@ -66,7 +66,7 @@ class Trained:
     """Seconds between neighbouring steps while the fault acted."""
     undelivered: int
 
-    def figures(self) -> dict[str, list[tuple[int, float]]]:
+    def metrics(self) -> dict[str, list[tuple[int, float]]]:
         """Every figure that was recorded: its values by step."""
         found: dict[str, list[tuple[int, float]]] = {}
         for event in journal(self.folder):
@@ -126,10 +126,10 @@ def assert_recorded(trained: Trained, uri: str) -> None:
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{trained.name}'")
     assert run.info.status == "FINISHED"
-    figures = trained.figures()
-    assert [step for step, _ in figures["train/loss/total"]] == list(range(1, TOTAL_STEPS + 1))
-    assert set(run.data.metrics) == set(figures)
-    for key, values in figures.items():
+    metrics = trained.metrics()
+    assert [step for step, _ in metrics["train/loss/total"]] == list(range(1, TOTAL_STEPS + 1))
+    assert set(run.data.metrics) == set(metrics)
+    for key, values in metrics.items():
         history: list[Any] = list(client.get_metric_history(run.info.run_id, key))
         assert [(metric.step, metric.value) for metric in history] == values
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.train.base import Place, Progress, RunContext
-from hmtl_dist.train.loop import Share
-from hmtl_dist.train.worker import Trainee, train_rank
+from hmtl_dist.train.base import Progress, RankContext, RunContext
+from hmtl_dist.train.loop import RankBatch
+from hmtl_dist.train.worker import Trainer, train_rank
 
 
 class StopAt:
@@ -41,22 +41,22 @@ class StopAt:
 
 def part(config: RunConfig, folder: Path, stop_at: int, *, rank: int = 0, world_size: int = 1) -> int:
     """Train from the last checkpoint to a step, and return it; samples go to `samples-RANK.jsonl`, one line a step."""
-    shares = Trainee.shares
+    rank_batches = Trainer.rank_batches
     ledger = folder / config.name / f"samples-{rank}.jsonl"
     ledger.parent.mkdir(parents=True, exist_ok=True)
 
-    def noted(self: Trainee, batches: Iterable[Batch]) -> Iterator[Share]:
-        for share in shares(self, batches):
+    def noted(self: Trainer, batches: Iterable[Batch]) -> Iterator[RankBatch]:
+        for batch in rank_batches(self, batches):
             step = self.engine.global_step + 1
             with ledger.open("a") as file:
-                file.write(json.dumps([step, world_size, share.sample_ids.tolist()]) + "\n")  # pyright: ignore[reportUnknownMemberType]
-            yield share
+                file.write(json.dumps([step, world_size, batch.sample_ids.tolist()]) + "\n")  # pyright: ignore[reportUnknownMemberType]
+            yield batch
 
     own = folder / config.name
-    place = Place(rank, world_size, rank, "cpu", own / f"rank-{rank}", RunContext(str(own)))
+    rank_context = RankContext(rank, world_size, rank, "cpu", own / f"rank-{rank}", RunContext(str(own)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainee, "shares", noted)
-        return train_rank(config, place, StopAt(stop_at)).global_step
+        patch.setattr(Trainer, "rank_batches", noted)
+        return train_rank(config, rank_context, StopAt(stop_at)).global_step
 
 
 def two_ranks(rank: int, configs: list[RunConfig], folder: Path, stop_at: int) -> None:

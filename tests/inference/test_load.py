@@ -1,6 +1,8 @@
 """A trained model in Python: `hmtl_dist.load`, and the lines of the README that use it."""
 
+import doctest
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.errors import UserError
 from hmtl_dist.inference.folder import write_model
+from hmtl_dist.inference.predictor import Predictor
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
 from hmtl_dist.tasks.base import CLEAN
 from hmtl_dist.tasks.classification import ClassificationConfig
@@ -53,6 +56,13 @@ def test_the_lines_of_the_readme_say_what_a_picture_shows(folder: Path, capsys: 
     assert list(answers) == ["expression.happy", "expression.sad", "age.age"]
     assert answers["expression.happy"] + answers["expression.sad"] == pytest.approx(np.ones(1), abs=1e-6)
     assert "expression.happy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("public", [hmtl_dist.load, Predictor.predict], ids=lambda public: public.__qualname__)
+def test_the_examples_of_the_public_functions_are_true(folder: Path, public: Callable[..., Any]) -> None:
+    (examples,) = doctest.DocTestFinder(recurse=False).find(public, globs={})
+    assert examples.examples
+    assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 def test_a_picture_is_the_same_by_its_path_its_bytes_and_its_pixels(folder: Path) -> None:

@@ -11,7 +11,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.launch.local import run_local
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.services.process import free_ports
-from hmtl_dist.train.base import Listener, Outcome, Place, Progress, RunContext
+from hmtl_dist.train.base import Listener, Outcome, Progress, RankContext, RunContext
 from tests.launch import toy
 from tests.launch.drive import config
 
@@ -24,24 +24,24 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_rank_trains_in_this_process(hmtl_home: Path) -> None:
     shown: list[Progress] = []
-    places: list[Place] = []
+    places: list[RankContext] = []
 
-    def train(tree: RunConfig, place: Place, listener: Listener) -> Outcome:
-        places.append(place)
-        return toy.sum_of_ranks(tree, place, listener)
+    def train(tree: RunConfig, rank_context: RankContext, listener: Listener) -> Outcome:
+        places.append(rank_context)
+        return toy.sum_of_ranks(tree, rank_context, listener)
 
     outcome = run_local(config(num_workers=1), shown.append, train)
 
     assert outcome.metrics == {"sum": 1.0, "seed": 5.0}
     assert [progress.global_step for progress in shown] == [1, 2, 3]
     runs = hmtl_home / "runs" / "toy"
-    assert places == [Place(0, 1, 0, "cpu", runs / "rank-0", RunContext(str(runs)))]
+    assert places == [RankContext(0, 1, 0, "cpu", runs / "rank-0", RunContext(str(runs)))]
 
 
 def test_ctrl_c_ends_the_run_in_order() -> None:
-    def train(tree: RunConfig, place: Place, listener: Listener) -> Outcome:
+    def train(tree: RunConfig, rank_context: RankContext, listener: Listener) -> Outcome:
         signal.raise_signal(signal.SIGINT)
-        return toy.until_stopped(tree, place, listener)
+        return toy.until_stopped(tree, rank_context, listener)
 
     assert run_local(config(num_workers=1), lambda progress: None, train).status == "STOPPED"
 

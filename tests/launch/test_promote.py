@@ -99,7 +99,7 @@ def test_a_better_candidate_becomes_champion_and_then_a_worse_one_does_not(
     assert (found.outcome, found.champion, found.candidate) == ("moved", "1", "2")
     assert found.reason == "better at age, worse at none"
     assert [one.num_samples for one in found.heads] == [24, 24, 24]
-    assert [one.figure for one in found.heads] == ["mean error", "accuracy", "mean error in scales"]
+    assert [one.metric for one in found.heads] == ["mean error", "accuracy", "mean error in scales"]
     assert found.heads[0].champion - found.heads[0].candidate > 10  # of the 40 years that the champion is off
     assert champion(tracking, two) == "2"
     tags = MlflowClient(tracking.uri, tracking.uri).get_model_version(two, "2").tags

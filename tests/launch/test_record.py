@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hmtl_dist.errors import UserError
-from hmtl_dist.launch.place import run_folder
+from hmtl_dist.launch.folders import run_folder
 from hmtl_dist.launch.record import RECORD, check_place, load_run, read_record, write_record
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import Recording

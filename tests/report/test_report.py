@@ -29,7 +29,7 @@ def study(tracking: TrackingConfig) -> Study:
 def test_runs_of_a_row_are_one_group_whatever_their_seed(study: Study) -> None:
     groups = {group.name: group for group in study.groups}
     assert {name: len(group.runs) for name, group in groups.items()} == {"sl": 3, "puzzling": 3}
-    assert sorted(groups["sl"].figures()["expression accuracy"]) == pytest.approx([0.61, 0.62, 0.63])
+    assert sorted(groups["sl"].metrics()["expression accuracy"]) == pytest.approx([0.61, 0.62, 0.63])
     assert [[step for step, _ in curve] for curve in groups["sl"].curves["train/loss/expression"]] == [[10, 20, 30]] * 3
 
 

@@ -33,7 +33,7 @@ def suite(tmp_path: Path, text: str = SUITE) -> Suite:
 @pytest.mark.parametrize("name", list_suites())
 def test_every_configuration_of_a_shipped_suite_is_sound(name: str) -> None:
     planned = check(jobs(load_suite(name), name, [0]))
-    assert len(planned) == sum(row.figure_of is None for row in load_suite(name).rows.values())
+    assert len(planned) == sum(row.runs_of is None for row in load_suite(name).rows.values())
 
 
 def test_a_run_is_a_row_with_a_seed_and_the_later_setting_holds(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_other_seeds_are_refused_in_one_line(text: str) -> None:
         ("baseline: sl}", "baseline: nothing}", r"rows.tuned.baseline: no row 'nothing' before this one"),
         ("init_from: ssl", "init_from: other", r"rows.tuned.init_from: no row 'other' before this one"),
         ("recipe: synthetic_ssl, data: drawn", "recipe: synthetic_ssl, data: gone", r"no data set 'gone'; there are"),
-        ("recipe: synthetic_ssl,", "", r"give one of recipe, probe and figure_of"),
+        ("recipe: synthetic_ssl,", "", r"give one of recipe, probe and runs_of"),
         ("metric:", "metrics:", r"unknown key 'metrics'; did you mean 'metric'\?"),
     ],
 )
@@ -104,7 +104,7 @@ def test_an_unsound_row_is_named_before_anything_runs(tmp_path: Path) -> None:
 def test_a_dry_run_prints_the_papers_figures_and_what_each_row_needs(capfd: pytest.CaptureFixture[str]) -> None:
     assert CliRunner().invoke(app, ["reproduce", "paper", "--dry-run"]).exit_code == 0
     said = capfd.readouterr().out
-    figures = ("60.34", "60.35", "61.09", "61.32", "61.72", "52.46", "54.98", "55.36", "98.23")
-    assert [figure for figure in figures if figure not in said] == []
+    metrics = ("60.34", "60.35", "61.09", "61.32", "61.72", "52.46", "54.98", "55.36", "98.23")
+    assert [metric for metric in metrics if metric not in said] == []
     assert "data build affectnet" in said
     assert "data build ckplus" in said

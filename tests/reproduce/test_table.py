@@ -9,7 +9,7 @@ import pytest
 from hmtl_dist.reproduce.page import write_page
 from hmtl_dist.reproduce.results import Result, Store, changed
 from hmtl_dist.reproduce.suite import Suite
-from hmtl_dist.reproduce.table import Line, as_csv, as_figures, as_text, build_table
+from hmtl_dist.reproduce.table import Line, as_csv, as_metrics, as_text, build_table
 
 SUITE = Suite.model_validate(
     {
@@ -54,8 +54,8 @@ def test_cost_of_a_row_includes_what_it_begins_from() -> None:
     results = [result("ssl", 0, None, cost=1.5), result("tuned", 0, 0.5, cost=2.0), result("sl", 0, 0.5)]
     costly = build_table(SUITE, "t", [0], {one.run: one for one in results})
     assert [line.cost for line in costly] == [0.0, 3.5, 0.0]
-    assert as_figures(costly)["tuned/cost"] == 3.5
-    assert "sl/cost" not in as_figures(costly)
+    assert as_metrics(costly)["tuned/cost"] == 3.5
+    assert "sl/cost" not in as_metrics(costly)
     rows = list(csv.DictReader(io.StringIO(as_csv(costly))))
     assert [row["cost"] for row in rows] == ["", "3.5", ""]
     assert "3.50" in as_text(costly)
@@ -93,12 +93,12 @@ def test_the_csv_holds_every_value_unrounded(lines: list[Line]) -> None:
 
 
 def test_tracking_gets_a_figure_a_row(lines: list[Line]) -> None:
-    figures = as_figures(lines)
-    assert figures["tuned/difference"] == pytest.approx(5.0)
-    assert figures["sl/low"] < figures["sl/mean"] == 60.0 < figures["sl/high"]
-    assert figures["tuned/difference/low"] <= 5.0 <= figures["tuned/difference/high"]
-    assert (figures["tuned/minutes"], figures["tuned/images"]) == (2.0, 200.0)
-    assert not any(name.startswith("failing/") for name in figures)
+    metrics = as_metrics(lines)
+    assert metrics["tuned/difference"] == pytest.approx(5.0)
+    assert metrics["sl/low"] < metrics["sl/mean"] == 60.0 < metrics["sl/high"]
+    assert metrics["tuned/difference/low"] <= 5.0 <= metrics["tuned/difference/high"]
+    assert (metrics["tuned/minutes"], metrics["tuned/images"]) == (2.0, 200.0)
+    assert not any(name.startswith("failing/") for name in metrics)
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_people_wrote(lines: list[Line]) -> None:

@@ -167,12 +167,12 @@ def test_figures_tell_paths_statuses_times_and_batches(model: Path) -> None:
             client.post("/predict", PICTURE)
         client.post("/predict", b"nothing")
         client.get("/no/such/place")
-        figures = client.get("/metrics").body.decode()
-    assert 'hmtl_requests_total{path="/predict",status="200"} 3.0' in figures
-    assert 'hmtl_requests_total{path="/predict",status="422"} 1.0' in figures
-    assert 'hmtl_requests_total{path="other",status="404"} 1.0' in figures
-    assert 'hmtl_request_seconds_count{path="/predict"} 4.0' in figures
-    assert 'hmtl_batch_size_bucket{le="1.0"} 3.0' in figures
+        metrics = client.get("/metrics").body.decode()
+    assert 'hmtl_requests_total{path="/predict",status="200"} 3.0' in metrics
+    assert 'hmtl_requests_total{path="/predict",status="422"} 1.0' in metrics
+    assert 'hmtl_requests_total{path="other",status="404"} 1.0' in metrics
+    assert 'hmtl_request_seconds_count{path="/predict"} 4.0' in metrics
+    assert 'hmtl_batch_size_bucket{le="1.0"} 3.0' in metrics
 
 
 def test_what_is_served_is_described(client: Client) -> None:

@@ -124,10 +124,10 @@ def test_under_more_load_than_it_can_take_it_answers_or_refuses(server: Served) 
     assert set(said) == {(200, False), (503, True)}
     assert sum(said.values()) == clients * each
     assert server.client.get("/healthz").json == {"status": "ok"}
-    figures = server.client.get("/metrics").body.decode()
-    assert f'hmtl_requests_total{{path="/predict",status="503"}} {said[503, True]}.0' in figures
+    metrics = server.client.get("/metrics").body.decode()
+    assert f'hmtl_requests_total{{path="/predict",status="503"}} {said[503, True]}.0' in metrics
     batches, pictures = (
-        float(re.findall(rf"^hmtl_batch_size_{name} (\S+)$", figures, re.MULTILINE)[0]) for name in ("count", "sum")
+        float(re.findall(rf"^hmtl_batch_size_{name} (\S+)$", metrics, re.MULTILINE)[0]) for name in ("count", "sum")
     )
     assert 1 < pictures / batches <= BATCH
 

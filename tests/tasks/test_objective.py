@@ -161,11 +161,11 @@ def test_sums_of_two_batches_give_the_means_of_both() -> None:
         part = make_inputs(whole.images[rows], {name: values[rows] for name, values in whole.labels.items()})
         part_of = {task: {view: value[rows] for view, value in read.items()} for task, read in outputs.items()}
         sums.append(objective.sums(part_of, {task.name: Prepared() for task in objective.tasks}, part))
-    figures = objective.figures(sums[0] + sums[1])
+    means = objective.means(sums[0] + sums[1])
 
     expected = objective.losses(outputs, prepared, whole)
-    torch.testing.assert_close(figures.losses, dict(expected.by_task))
-    torch.testing.assert_close(figures.metrics, dict(expected.metrics))
+    torch.testing.assert_close(means.losses, dict(expected.by_task))
+    torch.testing.assert_close(means.metrics, dict(expected.metrics))
 
 
 def test_a_cut_out_covers_the_puzzle_but_not_the_masked_picture() -> None:

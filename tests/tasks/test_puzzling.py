@@ -57,21 +57,21 @@ def test_the_draw_is_the_same_in_numpy_and_torch() -> None:
     tiles = task(3).prepare(inputs).targets["tiles"]
 
     positions = inputs.positions.numpy()
-    assert np.array_equal(tiles.numpy(), rng.permutations(inputs.seed, 0, positions, rng.Stream.PUZZLE, 9))
+    assert np.array_equal(tiles.numpy(), rng.permutations(inputs.seed, 0, positions, rng.Purpose.PUZZLE, 9))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_puzzles_are_the_same_on_every_device(device: str) -> None:
     positions = torch.arange(500)
-    tiles = rng.permutations(11, 2, positions.to(device), rng.Stream.PUZZLE, 9)
+    tiles = rng.permutations(11, 2, positions.to(device), rng.Purpose.PUZZLE, 9)
 
-    expected = rng.permutations(11, 2, positions.numpy(), rng.Stream.PUZZLE, 9)
+    expected = rng.permutations(11, 2, positions.numpy(), rng.Purpose.PUZZLE, 9)
     assert np.array_equal(tiles.cpu().numpy(), expected)
 
 
 def test_every_arrangement_is_equally_likely() -> None:
     positions = torch.arange(24_000)
-    tiles = rng.permutations(1, 0, positions, rng.Stream.PUZZLE, 4)
+    tiles = rng.permutations(1, 0, positions, rng.Purpose.PUZZLE, 4)
 
     counts = np.unique(tiles.numpy(), axis=0, return_counts=True)[1]
 

@@ -171,7 +171,7 @@ def test_figures_that_a_lost_machine_had_not_delivered_come_from_the_checkpoint(
     lost = open_tracker(config.model_copy(update={"enabled": False}), tmp_path / "lost")  # delivers nothing
     for step in range(1, 6):
         lost.metrics({"loss": float(step)}, step)
-    waited = delivery.waiting_figures(lost.path, 4, most=10)  # what a checkpoint of step 4 holds
+    waited = delivery.waiting_metrics(lost.path, 4, most=10)  # what a checkpoint of step 4 holds
     lost.close("FAILED")
 
     resumed = open_tracker(config, tmp_path / "other", 4, waited)

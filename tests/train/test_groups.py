@@ -18,7 +18,7 @@ from hmtl_dist.tasks.base import Ranks, SingleRank
 from hmtl_dist.tasks.classification import Classification, ClassificationConfig
 from hmtl_dist.tasks.puzzling import Puzzling, PuzzlingConfig
 from hmtl_dist.tasks.regression import Regression, RegressionConfig
-from hmtl_dist.train.groups import Grouping, GroupMetrics, build_groupings, check_figures
+from hmtl_dist.train.groups import Grouping, GroupMetrics, build_groupings, check_metrics
 
 CPU = torch.device("cpu")
 FIELDS = {
@@ -56,35 +56,35 @@ def samples(count: int = 120) -> tuple[dict[str, Tensor], dict[str, Tensor], Ten
 def counted(
     ranks: Ranks,
     keep: NDArray[np.bool] | None = None,
-    figures: tuple[str, ...] = (),
+    metrics: tuple[str, ...] = (),
     groups: tuple[str, ...] = ("gender", "age"),
 ) -> dict[str, float]:
     """The figures of some of the samples, counted batch by batch."""
     outputs, labels, weight = samples()
-    metrics = GroupMetrics(TASKS, build_groupings(groups, BANDS, FIELDS), figures, CPU, ranks)
+    meter = GroupMetrics(TASKS, build_groupings(groups, BANDS, FIELDS), metrics, CPU, ranks)
     rows = np.arange(len(weight)) if keep is None else np.flatnonzero(keep)
     for start in range(0, len(rows), 15):
         part = torch.tensor(rows[start : start + 15])
         mine = [{name: values[part] for name, values in one.items()} for one in (outputs, labels)]
-        metrics.update(mine[0], mine[1], weight[part])
-    return metrics.figures()
+        meter.update(mine[0], mine[1], weight[part])
+    return meter.compute()
 
 
 def alone(keep: Tensor) -> dict[str, Mapping[str, float]]:
     """The figures of a part of the samples, as if there were no others."""
     outputs, labels, weight = samples()
-    metrics = {task.name: task.metrics(CPU, SingleRank()) for task in SUPERVISED}
-    for name, one in metrics.items():
+    meter = {task.name: task.metrics(CPU, SingleRank()) for task in SUPERVISED}
+    for name, one in meter.items():
         one.update(outputs[name], labels, weight * keep)
-    return {name: one.figures() for name, one in metrics.items()}
+    return {name: one.compute() for name, one in meter.items()}
 
 
 def test_a_groups_figures_are_those_of_its_samples_alone() -> None:
     found, labels = counted(SingleRank()), samples()[1]
     for number, name in ((0, "female"), (1, "male")):
-        for task, figures in alone(labels["gender"] == number).items():
-            for figure, value in figures.items():
-                assert found[f"{task}/group/gender/{name}/{figure}"] == pytest.approx(value, rel=1e-6)
+        for task, metrics in alone(labels["gender"] == number).items():
+            for metric, value in metrics.items():
+                assert found[f"{task}/group/gender/{name}/{metric}"] == pytest.approx(value, rel=1e-6)
 
 
 def test_bands_of_a_number_include_their_lower_end() -> None:
@@ -109,9 +109,9 @@ def test_perfect_predictions_have_no_gap() -> None:
         "mood": torch.nn.functional.one_hot(labels["mood"].clamp_min(0), 3) * 100.0,
         "age": (labels["age"][:, None] - 40) / 20,
     }
-    metrics = GroupMetrics(TASKS, build_groupings(["gender"], {}, FIELDS), (), CPU, SingleRank())
-    metrics.update(outputs, labels, weight)
-    found = metrics.figures()
+    meter = GroupMetrics(TASKS, build_groupings(["gender"], {}, FIELDS), (), CPU, SingleRank())
+    meter.update(outputs, labels, weight)
+    found = meter.compute()
     gaps = {name: value for name, value in found.items() if "/gap/" in name}
     assert len(gaps) == 5
     assert list(gaps.values()) == pytest.approx([0.0] * 5, abs=1e-5)
@@ -121,11 +121,11 @@ def test_perfect_predictions_have_no_gap() -> None:
 def test_one_answer_to_everything_has_the_gap_of_the_groups_own_shares() -> None:
     _, labels, weight = samples()
     calm = torch.tensor([[9.0, 0.0, 0.0]]).expand(len(weight), 3)
-    metrics = GroupMetrics(TASKS[:1], [GENDER], ("mood/accuracy",), CPU, SingleRank())
-    metrics.update({"mood": calm}, labels, weight)
+    meter = GroupMetrics(TASKS[:1], [GENDER], ("mood/accuracy",), CPU, SingleRank())
+    meter.update({"mood": calm}, labels, weight)
     there = (weight > 0).numpy() & (labels["mood"] >= 0).numpy()
     shares = [(labels["mood"].numpy()[there & (labels["gender"] == k).numpy()] == 0).mean() for k in (0, 1)]
-    assert metrics.figures()["mood/gap/gender/accuracy"] == pytest.approx(abs(shares[0] - shares[1]))
+    assert meter.compute()["mood/gap/gender/accuracy"] == pytest.approx(abs(shares[0] - shares[1]))
 
 
 def test_a_group_without_samples_is_left_out_and_the_others_say_how_many_they_have() -> None:
@@ -138,26 +138,26 @@ def test_a_group_without_samples_is_left_out_and_the_others_say_how_many_they_ha
 
 def test_a_single_group_has_no_gap() -> None:
     outputs, labels, weight = samples()
-    metrics = GroupMetrics(TASKS, [GENDER], (), CPU, SingleRank())
-    metrics.update(outputs, labels, weight * (labels["gender"] == 0))
-    assert not any("/gap/" in name for name in metrics.figures())
+    meter = GroupMetrics(TASKS, [GENDER], (), CPU, SingleRank())
+    meter.update(outputs, labels, weight * (labels["gender"] == 0))
+    assert not any("/gap/" in name for name in meter.compute())
 
 
 def test_only_the_figures_that_were_asked_for_are_told() -> None:
-    found = counted(SingleRank(), figures=("mood/macro_f1",), groups=("gender",))
+    found = counted(SingleRank(), metrics=("mood/macro_f1",), groups=("gender",))
     assert set(found) == {
         "mood/gap/gender/macro_f1",
-        *(f"mood/group/gender/{name}/{figure}" for name in ("female", "male") for figure in ("macro_f1", "samples")),
+        *(f"mood/group/gender/{name}/{metric}" for name in ("female", "male") for metric in ("macro_f1", "samples")),
     }
 
 
 def test_names_of_figures_are_those_that_are_told() -> None:
     outputs, labels, weight = samples()
     for task in SUPERVISED:
-        metrics = task.metrics(CPU, SingleRank())
-        metrics.update(outputs[task.name], labels, weight)
-        assert set(task.figure_names()) == set(metrics.figures())
-    assert not TASKS[-1].figure_names()
+        meter = task.metrics(CPU, SingleRank())
+        meter.update(outputs[task.name], labels, weight)
+        assert set(task.metric_names()) == set(meter.compute())
+    assert not TASKS[-1].metric_names()
 
 
 def test_a_misspelt_label_and_a_number_without_bands_are_refused() -> None:
@@ -168,9 +168,9 @@ def test_a_misspelt_label_and_a_number_without_bands_are_refused() -> None:
 
 
 def test_a_misspelt_figure_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"^train\.gap_figures: 'mood/acuracy' .* did you mean 'mood/accuracy'\?"):
-        check_figures(TASKS, ["mood/acuracy"])
-    check_figures(TASKS, ["mood/accuracy", "age/mae_age"])
+    with pytest.raises(UserError, match=r"^train\.gap_metrics: 'mood/acuracy' .* did you mean 'mood/accuracy'\?"):
+        check_metrics(TASKS, ["mood/acuracy"])
+    check_metrics(TASKS, ["mood/accuracy", "age/mae_age"])
 
 
 def count_as_one_of_two(rank: int, folder: str) -> None:

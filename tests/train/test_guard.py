@@ -11,18 +11,18 @@ from hmtl_dist.engine.base import Engine
 from hmtl_dist.tasks.base import Inputs, SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.train.guard import Guard, NonFiniteError
-from hmtl_dist.train.loop import Run, Share, train
+from hmtl_dist.train.loop import RankBatch, Run, train
 from tests.train.test_loop import Record, make_run
 from tests.train.toy import batch, build, config
 
 
-def planted(at: int, row: int = 5) -> Iterator[Share]:
+def planted(at: int, row: int = 5) -> Iterator[RankBatch]:
     """The same batch for ever, but one picture of one step (and of every tenth after it) is not finite."""
     for step in range(1000):
         inputs: Inputs = batch()
         if step % 10 == at - 1:
             inputs.images[row] = torch.nan
-        yield Share(8, [inputs], torch.arange(100, 108))
+        yield RankBatch(8, [inputs], torch.arange(100, 108))
 
 
 def guarded(policy: str, max_skipped: int = 1, total_steps: int = 8) -> tuple[Run, Record, Guard]:
@@ -35,7 +35,7 @@ def guarded(policy: str, max_skipped: int = 1, total_steps: int = 8) -> tuple[Ru
         SingleRank(),
         lambda ids: [f"sample {sample}" for sample in ids],
     )
-    return replace(run, shares=planted(3), guard=guard), record, guard
+    return replace(run, batches=planted(3), guard=guard), record, guard
 
 
 def test_the_run_stops_before_the_step_and_names_task_step_and_sample() -> None:

@@ -12,9 +12,9 @@ from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tracking.base import SilentTracker
 from hmtl_dist.train.base import Callback, Outcome, Progress
 from hmtl_dist.train.guard import Guard
-from hmtl_dist.train.loop import Run, Share, train
+from hmtl_dist.train.loop import RankBatch, Run, train
 from hmtl_dist.train.schedule import Schedule
-from tests.train.toy import STEPS_PER_EPOCH, build, config, shares
+from tests.train.toy import STEPS_PER_EPOCH, build, config, rank_batches
 
 
 @dataclass
@@ -93,7 +93,7 @@ def make_run(
     objective, engine = built or build(config(engine={"kind": "plain", "accumulation_steps": micro_batches}))
     record = Record(engine, stop_at, due_at=due_at)
     run = Run(
-        shares=shares(micro_batches),
+        batches=rank_batches(micro_batches),
         objective=objective,
         engine=engine,
         ranks=SingleRank(),
@@ -122,11 +122,11 @@ class Heard(Callback):
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self.ends: list[Outcome] = []
 
-    def on_window(self, step: int, figures: Mapping[str, float]) -> None:
-        self.windows.append((step, "train/loss/total" in figures))
+    def on_window(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.windows.append((step, "train/loss/total" in metrics))
 
-    def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        self.evaluations.append((step, dict(figures)))
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.evaluations.append((step, dict(metrics)))
 
     def on_end(self, outcome: Outcome) -> None:
         self.ends.append(outcome)
@@ -199,11 +199,11 @@ def test_windows_and_evaluations_are_recorded_at_their_steps() -> None:
 
 
 def test_listener_is_told_what_is_recorded_of_a_window() -> None:
-    def more_figures(step: int) -> dict[str, float]:
+    def more_metrics(step: int) -> dict[str, float]:
         return {"data/retries": 2.0}
 
     run, record = make_run()
-    train(replace(run, more_figures=more_figures))
+    train(replace(run, more_metrics=more_metrics))
     assert record.told[0]["data/retries"] == 2.0
     assert {*record.told[0]} == {*record.recorded[0][1], "global_step"}
     assert record.told[-1]["eval/mood/accuracy"] == 0.08
@@ -281,9 +281,9 @@ def test_a_run_that_was_stopped_goes_on_at_the_next_step() -> None:
 
 def test_a_run_that_is_over_says_what_its_checkpoint_says() -> None:
     run, record = make_run()
-    nothing: list[Share] = []
+    nothing: list[RankBatch] = []
     ended = schedule(total_steps=0)
-    over = replace(run, shares=nothing, schedule=ended, metrics={"eval/x": 1.0}, saved=lambda: "there")
+    over = replace(run, batches=nothing, schedule=ended, metrics={"eval/x": 1.0}, saved=lambda: "there")
     outcome = train(over)
     assert (outcome.status, outcome.metrics, outcome.checkpoint) == ("FINISHED", {"eval/x": 1.0}, "there")
     assert record.reported == []

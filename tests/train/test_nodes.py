@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from hmtl_dist.train.base import Place, RunContext
-from hmtl_dist.train.nodes import FIGURES, MOST, Nodes
+from hmtl_dist.train.base import RankContext, RunContext
+from hmtl_dist.train.nodes import METRICS, MOST, Nodes
 
 
 def nodes(node: int, of: int, local_rank: int = 0) -> Nodes:
     return Nodes(
-        Place(
+        RankContext(
             rank=node,
             world_size=2 * of,
             local_rank=local_rank,
@@ -55,4 +55,4 @@ def test_machine_is_really_looked_at() -> None:
 
 def test_number_of_machines_told_is_bounded() -> None:
     far = nodes(MOST + 5, MOST + 10)
-    assert far.look() == [0.0] * (len(FIGURES) * (MOST - 1))
+    assert far.look() == [0.0] * (len(METRICS) * (MOST - 1))

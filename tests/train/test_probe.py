@@ -85,8 +85,8 @@ def test_features_of_a_run_are_extracted_once_for_the_same_weights_and_data(run:
     first = probe_run("probed", settings, label="gender", splits=both)
     again = probe_run(str(run.outcome.checkpoint), settings, label="gender", splits=both)
     assert (first.cached, again.cached) == (False, True)
-    assert first.figures == again.figures
-    assert (first.num_samples, sum(first.figures.groups_by_fold)) == (drawn.SAMPLES, drawn.IDENTITIES)
+    assert first.metrics == again.metrics
+    assert (first.num_samples, sum(first.metrics.groups_by_fold)) == (drawn.SAMPLES, drawn.IDENTITIES)
     assert len(list((hmtl_home / "features").glob("*.npz"))) == 1
     assert first.seen
 

@@ -14,7 +14,7 @@ from hmtl_dist.engine.checkpoint import newest_manifest
 from hmtl_dist.errors import UserError
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.train.base import Place, RunContext
+from hmtl_dist.train.base import RankContext, RunContext
 from hmtl_dist.train.saving import Saver, check_changes, check_fields, checkpoints_folder, saved_config
 from tests.train.toy import batch, build, config
 
@@ -36,8 +36,8 @@ def header(digest: str) -> IndexHeader:
 
 def saver(tree: RunConfig, folder: Path, digest: str = DATA) -> tuple[Saver, Engine]:
     objective, engine = build(tree)
-    place = Place(0, 1, 0, "cpu", folder / "scratch", RunContext(str(folder)))
-    return Saver(tree, place, engine, objective, data=header(digest)), engine
+    rank_context = RankContext(0, 1, 0, "cpu", folder / "scratch", RunContext(str(folder)))
+    return Saver(tree, rank_context, engine, objective, data=header(digest)), engine
 
 
 def save(tree: RunConfig, folder: Path, *steps: int) -> dict[str, Tensor]:
@@ -220,12 +220,12 @@ def test_a_failing_upload_is_an_error_at_the_next_save_or_at_the_end(tmp_path: P
 
 def test_time_of_a_checkpoint_is_told_once(tmp_path: Path) -> None:
     own, _ = saver(config(), tmp_path)
-    assert own.figures() == {}
+    assert own.metrics() == {}
     own.save(1, {})
     own.saved()
-    figures = own.figures()
-    assert 0 < figures["checkpoint/seconds"] < 60
-    assert own.figures() == {}
+    metrics = own.metrics()
+    assert 0 < metrics["checkpoint/seconds"] < 60
+    assert own.metrics() == {}
 
 
 def test_the_clock_asks_for_a_checkpoint(tmp_path: Path) -> None:
@@ -259,7 +259,9 @@ def restore_as_one_of_two(rank: int, folder: str, kept: str) -> None:
     tree = config(engine={"kind": "plain", "ema_decay": 0.9}, seed=rank)
     objective, engine = build(tree)
     context = RunContext(kept if rank == 0 else f"{folder}/not/there")
-    own = Saver(tree, Place(rank, 2, 0, "cpu", Path(folder) / "scratch", context), engine, objective, data=header(DATA))
+    own = Saver(
+        tree, RankContext(rank, 2, 0, "cpu", Path(folder) / "scratch", context), engine, objective, data=header(DATA)
+    )
     restored = own.restore()
     assert restored is not None
     whole = {**engine.module.state_dict(), "metric": torch.tensor(restored.metrics["eval/mood/accuracy"])}

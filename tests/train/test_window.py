@@ -69,9 +69,9 @@ def test_means_weigh_every_labelled_sample_alike(time: Time) -> None:
     window = started(tasks, time)
     window.add([losses(tasks, [0, 0, 0], [3.0, 6.0, NAN])])
     window.add([losses(tasks, [1, -1, -1], [NAN, NAN, 0.0])])
-    figures = window.read()
-    assert figures.losses["size"] == pytest.approx((3 + 6 + 0) / 3)
-    assert figures.metrics == {"mood/accuracy": 3 / 4, "size/mae_size": 3.0}
+    metrics = window.read()
+    assert metrics.losses["size"] == pytest.approx((3 + 6 + 0) / 3)
+    assert metrics.metrics == {"mood/accuracy": 3 / 4, "size/mae_size": 3.0}
 
 
 def test_the_total_is_the_mean_over_micro_batches(time: Time) -> None:
@@ -86,9 +86,9 @@ def test_a_task_without_any_label_is_left_out(time: Time) -> None:
     tasks = objective()
     window = started(tasks, time)
     window.add([losses(tasks, [0, 1], [NAN, NAN])])
-    figures = window.read()
-    assert set(figures.losses) == {"mood", "total"}
-    assert set(figures.metrics) == {"mood/accuracy"}
+    metrics = window.read()
+    assert set(metrics.losses) == {"mood", "total"}
+    assert set(metrics.metrics) == {"mood/accuracy"}
 
 
 def test_a_window_begins_empty(time: Time) -> None:
@@ -100,14 +100,14 @@ def test_a_window_begins_empty(time: Time) -> None:
     time.passes(2)
     window.add([losses(tasks, [1], [10.0])])
     window.count(4)
-    figures = window.read()
-    assert (figures.losses["size"], figures.metrics["mood/accuracy"]) == (10.0, 0.0)
-    assert figures.samples_per_second == 2.0
+    metrics = window.read()
+    assert (metrics.losses["size"], metrics.metrics["mood/accuracy"]) == (10.0, 0.0)
+    assert metrics.samples_per_second == 2.0
 
 
 def test_a_window_whose_steps_were_all_skipped_has_no_means() -> None:
-    figures = Window(objective(), lambda: 0.0).read()
-    assert (figures.losses, figures.metrics) == ({}, {})
+    metrics = Window(objective(), lambda: 0.0).read()
+    assert (metrics.losses, metrics.metrics) == ({}, {})
 
 
 def test_wait_share_is_of_the_window_and_of_the_run(time: Time) -> None:
@@ -138,8 +138,8 @@ def test_time_of_evaluating_and_saving_is_no_training_time(time: Time) -> None:
         time.passes(4, waiting=1)
         window.add([losses(tasks, [0], [0.0])])
         window.count(8)
-        figures = window.read()
+        metrics = window.read()
         time.passes(60, waiting=30)  # an evaluation
         window.restart()
-        assert (figures.samples_per_second, figures.wait_share) == (2.0, 0.25)
+        assert (metrics.samples_per_second, metrics.wait_share) == (2.0, 0.25)
     assert (window.run.samples_per_second, window.run.wait_share) == (2.0, 0.25)

@@ -13,7 +13,7 @@ from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import Inputs, SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.train.loop import Share
+from hmtl_dist.train.loop import RankBatch
 from hmtl_dist.train.parts import seed_torch
 from tests.tasks.batches import make_inputs
 
@@ -56,7 +56,7 @@ def batch(num_samples: int = 8) -> Inputs:
     return make_inputs(images=noise * 0.5 + 0.5 * moods.view(-1, 1, 1, 1), labels={"mood": moods})
 
 
-def shares(micro_batches: int = 1) -> Iterator[Share]:
+def rank_batches(micro_batches: int = 1) -> Iterator[RankBatch]:
     """The same global batch of eight samples for ever."""
     while True:
-        yield Share(8, [batch(8 // micro_batches) for _ in range(micro_batches)], torch.arange(8))
+        yield RankBatch(8, [batch(8 // micro_batches) for _ in range(micro_batches)], torch.arange(8))

@@ -15,11 +15,11 @@ GENDER = "eval/gender/accuracy"
 PNG = b"\x89PNG"
 
 
-def record(number: int, value: float | None, status: str = "FINISHED", step: int = 90, **figures: float) -> Record:
+def record(number: int, value: float | None, status: str = "FINISHED", step: int = 90, **metrics: float) -> Record:
     params = dict.fromkeys(WEIGHTS, 0.5 + 0.25 * number)
     one = Record(number=number, params=params)
     if value is not None:
-        one = one.reported(step, {METRIC: value, **{f"eval/{k}/accuracy": v for k, v in figures.items()}}, at=1.0)
+        one = one.reported(step, {METRIC: value, **{f"eval/{k}/accuracy": v for k, v in metrics.items()}}, at=1.0)
     return one.model_copy(update={"status": status})
 
 

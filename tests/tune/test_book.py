@@ -17,7 +17,7 @@ def book(folder: Path, **sections: object) -> Book:
 
 
 def news(step: int, value: float = 0.5, status: str = "RUNNING") -> News:
-    return News(step=step, figures={METRIC: value}, status=status, total_steps=90, batch_size=16, images=16 * step)
+    return News(step=step, metrics={METRIC: value}, status=status, total_steps=90, batch_size=16, images=16 * step)
 
 
 def test_trials_that_are_left_count_those_that_are_not_drawn_yet(tmp_path: Path) -> None:
@@ -81,14 +81,14 @@ def test_reports_of_a_part_that_was_lost_are_replaced(tmp_path: Path) -> None:
     for step, value in ((10, 0.1), (20, 0.2), (30, 0.3)):
         first.hear(0, news(step, value), {})
     first.hear(0, news(20, 0.25), {})
-    told = [(report.step, report.figures[METRIC]) for report in Ledger(str(tmp_path)).records[0].reports]
+    told = [(report.step, report.metrics[METRIC]) for report in Ledger(str(tmp_path)).records[0].reports]
     assert told == [(10, 0.1), (20, 0.25)]
 
 
 def test_a_failed_trial_is_recorded_and_the_next_one_handed_out(tmp_path: Path) -> None:
     first = book(tmp_path)
     first.next()
-    first.hear(0, News(step=0, figures={}, status="FAILED", error="the loss is not finite"), {})
+    first.hear(0, News(step=0, metrics={}, status="FAILED", error="the loss is not finite"), {})
     assert first.ledger.records[0].error == "the loss is not finite"
     record = first.next()
     assert record is not None
@@ -99,7 +99,7 @@ def test_a_sweep_whose_first_trials_all_fail_is_given_up_with_their_reason(tmp_p
     first = book(tmp_path)
     for number in range(3):
         first.next()
-        first.hear(number, News(step=0, figures={}, status="FAILED", error=f"cause {number}"), {})
+        first.hear(number, News(step=0, metrics={}, status="FAILED", error=f"cause {number}"), {})
     assert first.next() is None
     assert str(first.trouble) == "the first 3 trials failed, the last one so: cause 2"
 

@@ -7,7 +7,7 @@ import torch
 
 from hmtl_dist.engine.checkpoint import load_checkpoint, load_newest
 from hmtl_dist.launch.driver import drive
-from hmtl_dist.launch.place import run_folder, scratch_folder
+from hmtl_dist.launch.folders import run_folder, scratch_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.base import Progress
 from hmtl_dist.train.saving import checkpoints_folder

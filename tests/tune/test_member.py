@@ -44,7 +44,7 @@ def test_a_trial_tells_every_evaluation_and_its_end(faces_url: str, tmp_path: Pa
     told = [member.next(), member.next(), member.next()]
     assert [news.step for news in told] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH]
     assert [news.status for news in told] == ["RUNNING", "RUNNING", "FINISHED"]
-    assert all(METRIC in news.figures for news in told)
+    assert all(METRIC in news.metrics for news in told)
     assert told[-1].images == 3 * STEPS_PER_EPOCH * 16
 
 
@@ -82,7 +82,7 @@ def test_a_trial_asked_to_stop_goes_on_later_to_the_same_end(faces_url: str, tmp
     news = second.next()
     while news.status == "RUNNING":
         news = second.next()
-    assert news.figures == expected.figures
+    assert news.metrics == expected.metrics
 
 
 def test_an_evaluation_that_was_lost_on_its_way_is_told_from_its_checkpoint(faces_url: str, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_an_evaluation_that_was_lost_on_its_way_is_told_from_its_checkpoint(face
 
     again.start(one, {PUZZLING: 0.5})
     told = again.next()
-    assert (told.step, told.status, told.figures) == (STEPS_PER_EPOCH, "RUNNING", lost.figures)
+    assert (told.step, told.status, told.metrics) == (STEPS_PER_EPOCH, "RUNNING", lost.metrics)
     assert again.end()
     further.start(one, {PUZZLING: 0.5}, told_step=STEPS_PER_EPOCH)
     assert further.next().step == 2 * STEPS_PER_EPOCH
@@ -136,5 +136,5 @@ def test_several_seeds_are_trained_one_after_another_and_their_mean_is_told(
     assert list(news.by_seed) == ["0", "1"]
     assert list(news.runs) == ["sweep-0000", "sweep-0000-1"]
     mean = (news.by_seed["0"][METRIC] + news.by_seed["1"][METRIC]) / 2
-    assert news.figures[METRIC] == pytest.approx(mean)
+    assert news.metrics[METRIC] == pytest.approx(mean)
     assert news.images == 2 * 2 * STEPS_PER_EPOCH * 16

@@ -66,7 +66,7 @@ def test_a_trial_whose_process_is_started_again_knows_what_it_has_told(tmp_path:
     trial: Any = Stub(record.number)
     trial.config = {"params": dict(record.params), "told": record.told_step}
     assert trial.config["told"] == 0
-    news = News(step=10, figures={METRIC: 0.5}, total_steps=90)
+    news = News(step=10, metrics={METRIC: 0.5}, total_steps=90)
     Recorder(book).on_trial_result(1, [trial], trial, {"news": news})
     assert trial.config["told"] == 10
     assert book.in_order()[0].told_step == 10
@@ -85,8 +85,8 @@ def test_a_scheduler_that_is_made_anew_judges_as_the_one_that_was_killed(
         scheduler.on_trial_add(Controller(), trial)
         for step in (10, 20, 30):
             verdict(scheduler, trial, step, 0.5 + 0.05 * number)
-            book.hear(number, News(step=step, figures={METRIC: 0.5 + 0.05 * number}, total_steps=90), record.params)
-        book.hear(number, News(step=90, figures={METRIC: 0.5 + 0.05 * number}, status="FINISHED"), record.params)
+            book.hear(number, News(step=step, metrics={METRIC: 0.5 + 0.05 * number}, total_steps=90), record.params)
+        book.hear(number, News(step=90, metrics={METRIC: 0.5 + 0.05 * number}, status="FINISHED"), record.params)
     again, _ = scheduler_of(found, tmp_path)
     fresh, _ = scheduler_of(found, tmp_path / "empty")
     weak = Stub(9)

@@ -89,9 +89,9 @@ def test_a_bound_on_a_figure_keeps_the_search_away() -> None:
                 record = suggest(found, records, number)
                 assert record is not None
                 gender = 1.0 if record.params["tasks.puzzling.weight"] < 0.5 else 0.0
-                figures = {METRIC: planted(record.params), "eval/gender/accuracy": gender}
-                records.append(record.reported(9, figures, at=1.0).model_copy(update={"status": "FINISHED"}))
-            shares.append(statistics.fmean(record.figures["eval/gender/accuracy"] for record in records[6:]))
+                metrics = {METRIC: planted(record.params), "eval/gender/accuracy": gender}
+                records.append(record.reported(9, metrics, at=1.0).model_copy(update={"status": "FINISHED"}))
+            shares.append(statistics.fmean(record.metrics["eval/gender/accuracy"] for record in records[6:]))
     assert statistics.fmean(kept[True]) > statistics.fmean(kept[False]) + 0.2
 
 
@@ -112,7 +112,7 @@ def test_tpe_beats_random_over_30_seeds_with_a_restore_in_the_middle(tmp_path: P
                 _run_until(Book(found, Ledger(folder), 90), part)
             records = Ledger(folder).in_order()
             assert [record.number for record in records] == list(range(30))
-            values.append(max(record.figures[METRIC] for record in records))
+            values.append(max(record.metrics[METRIC] for record in records))
     better = sum(ours > theirs for ours, theirs in zip(best["optuna"], best["random"], strict=True))
     means = {method: statistics.fmean(values) for method, values in best.items()}
     assert means["optuna"] > means["random"], means
@@ -123,5 +123,5 @@ def _run_until(book: Book, count: int) -> None:
     while len(book.ledger.records) < count:
         record = book.next()
         assert record is not None
-        news = News(step=90, figures={METRIC: planted(record.params)}, status="FINISHED", total_steps=90)
+        news = News(step=90, metrics={METRIC: planted(record.params)}, status="FINISHED", total_steps=90)
         book.hear(record.number, news, record.params)

@@ -108,7 +108,7 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _ShardTask:
+class _ShardJob:
     job: _Job
     split: str
     name: str
@@ -213,7 +213,7 @@ def _copies(
 
 def _shard_tasks(
     job: _Job, spool: Spool, splits: NDArray[np.int64], names: Mapping[int, str], settings: BuildSettings
-) -> Iterator[_ShardTask]:
+) -> Iterator[_ShardJob]:
     size = settings.shard_samples
     if settings.shard_bytes is not None:
         size = max(int(settings.shard_bytes / _mean_bytes(job, spool)), 1)
@@ -222,7 +222,7 @@ def _shard_tasks(
         members = members[np.argsort(spool.orders[members], kind="stable")]
         # Shards of nearly equal size: a short last shard would weigh as much as a full one when shards are shuffled.
         for shard, numbers in enumerate(np.array_split(members, -(-len(members) // size))):
-            yield _ShardTask(job, split, f"{split}/shard-{shard:06d}.tar", numbers, spool.offsets[numbers])
+            yield _ShardJob(job, split, f"{split}/shard-{shard:06d}.tar", numbers, spool.offsets[numbers])
 
 
 def _mean_bytes(job: _Job, spool: Spool) -> float:
@@ -237,7 +237,7 @@ def _mean_bytes(job: _Job, spool: Spool) -> float:
     return sum(sizes) / max(len(sizes), 1) + 2048
 
 
-def _build_shard(task: _ShardTask) -> _ShardResult:
+def _build_shard(task: _ShardJob) -> _ShardResult:
     """Write one shard (in a worker process): the tar first, then the side table that says the shard is finished."""
     storage = _storage(task.job.url)
     table = table_key(task.split, task.name)
@@ -267,7 +267,7 @@ def _build_shard(task: _ShardTask) -> _ShardResult:
     return _ShardResult(task.split, record, rejected, len(task.numbers), kept=False)
 
 
-def _finished(task: _ShardTask, storage: Storage, data: bytes) -> _ShardResult | None:
+def _finished(task: _ShardJob, storage: Storage, data: bytes) -> _ShardResult | None:
     """The result of an earlier call, None when its shard is not whole."""
     try:
         columns = decode_table(data)
@@ -291,7 +291,7 @@ def _read_rejected(columns: Mapping[str, Column]) -> list[tuple[int, Rejected]]:
     ]
 
 
-def _load_samples(task: _ShardTask, rejected: list[tuple[int, Rejected]]) -> Iterator[ShardSample]:
+def _load_samples(task: _ShardJob, rejected: list[tuple[int, Rejected]]) -> Iterator[ShardSample]:
     for number, ref in zip(task.numbers, read_refs(task.job.spool, task.offsets), strict=True):
         try:
             picture = store_picture(task.job.adapter.load(ref), task.job.pictures, ref.box)

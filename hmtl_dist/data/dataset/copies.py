@@ -17,7 +17,7 @@ _TASK_SAMPLES = 256
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Job:
     adapter: Adapter
     spool: Path
     first: int
@@ -67,12 +67,12 @@ def as_rejected(spool: Spool, copies: NDArray[np.int64]) -> list[Rejected]:
     return rows
 
 
-def _tasks(adapter: Adapter, spool: Spool) -> Iterator[_Task]:
+def _tasks(adapter: Adapter, spool: Spool) -> Iterator[_Job]:
     for first in range(0, len(spool.offsets), _TASK_SAMPLES):
-        yield _Task(adapter, spool.path, first, spool.offsets[first : first + _TASK_SAMPLES])
+        yield _Job(adapter, spool.path, first, spool.offsets[first : first + _TASK_SAMPLES])
 
 
-def _digest(task: _Task) -> tuple[int, NDArray[np.uint64], NDArray[np.bool_]]:
+def _digest(task: _Job) -> tuple[int, NDArray[np.uint64], NDArray[np.bool_]]:
     values = np.zeros(len(task.offsets), dtype=np.uint64)
     readable = np.zeros(len(task.offsets), dtype=bool)
     for row, ref in enumerate(read_refs(task.spool, task.offsets)):

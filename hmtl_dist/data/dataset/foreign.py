@@ -103,7 +103,7 @@ class _Seen:
 
 
 @dataclass(frozen=True)
-class _ScanTask:
+class _ScanJob:
     url: str
     split: str
     key: str
@@ -149,7 +149,7 @@ def index_shards(
     tars = _find_tars(storage)
     with tempfile.TemporaryDirectory(prefix="hmtl-index-") as folder:
         tasks = (
-            _ScanTask(url, split, key, Path(folder) / f"{number}.jsonl") for number, (split, key) in enumerate(tars)
+            _ScanJob(url, split, key, Path(folder) / f"{number}.jsonl") for number, (split, key) in enumerate(tars)
         )
         scanned: list[_Scanned] = []
         on_progress(0, len(tars))
@@ -186,7 +186,7 @@ def _storage(url: str) -> Storage:
     return open_storage(url)
 
 
-def _scan(task: _ScanTask) -> _Scanned:
+def _scan(task: _ScanJob) -> _Scanned:
     """Read one tar from end to end (in a worker process)."""
     seen: dict[str, _Seen] = {}
     without_picture = 0

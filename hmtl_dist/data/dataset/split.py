@@ -93,7 +93,7 @@ def apportion(
         cells = np.bincount(member * num_classes + column, minlength=num_groups * num_classes)
         kinds, kind_of = np.unique(cells.reshape(num_groups, num_classes), axis=0, return_inverse=True)
         kind_of = kind_of.reshape(-1)  # numpy 2.0 gives it a second axis
-    order = rng.permutations(seed, 0, np.zeros(1, dtype=np.int64), rng.Stream.SPLIT, num_groups)[0]
+    order = rng.permutations(seed, 0, np.zeros(1, dtype=np.int64), rng.Purpose.SPLIT, num_groups)[0]
     share = np.array(shares)
     number_of = np.bincount(kind_of, minlength=len(kinds))
     numbers = np.floor(number_of[:, None] * share + 1e-9).astype(np.int64)

@@ -65,7 +65,7 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Split:
     """A split of a data set."""
 
     url: str
@@ -73,8 +73,8 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Task:
-    place: _Place
+class _Job:
+    place: _Split
     shard: int
 
 
@@ -82,7 +82,7 @@ class _Task:
 class _Checked:
     """What was read from one shard; its rows are those of the side table."""
 
-    task: _Task
+    task: _Job
     num_bytes: int
     damage: list[str]
     digests: NDArray[np.uint64]
@@ -112,8 +112,8 @@ def verify(
     urls = [url.rstrip("/") for url in urls]
     if len(set(urls)) != len(urls):
         raise UserError("a data set is named twice: name each once")
-    places = [_Place(url, split) for url in urls for split in open_dataset(url).splits]
-    tasks = [_Task(place, shard) for place in places for shard in range(len(_index(place)))]
+    places = [_Split(url, split) for url in urls for split in open_dataset(url).splits]
+    tasks = [_Job(place, shard) for place in places for shard in range(len(_index(place)))]
     checked: list[_Checked] = []
     on_progress(0, len(tasks))
     for result in run_tasks(_check_shard, tasks, num_workers):
@@ -134,11 +134,11 @@ def verify(
 
 
 @lru_cache(maxsize=64)
-def _index(place: _Place) -> ShardIndex:
+def _index(place: _Split) -> ShardIndex:
     return open_index(place.url, place.split)
 
 
-def _check_shard(task: _Task) -> _Checked:
+def _check_shard(task: _Job) -> _Checked:
     """Read one shard from end to end (in a worker process)."""
     index = _index(task.place)
     where = f"{task.place.url}/{index.names[task.shard]}"
@@ -240,7 +240,7 @@ def _shared_groups(checked: Sequence[_Checked]) -> list[str]:
     ]
 
 
-def _add_pairs(report: VerifyReport, checked: Sequence[_Checked], places: Sequence[_Place]) -> None:
+def _add_pairs(report: VerifyReport, checked: Sequence[_Checked], places: Sequence[_Split]) -> None:
     if not checked:
         return
     number = {place: order for order, place in enumerate(places)}

@@ -209,7 +209,7 @@ class EpochPlan:
             inside = np.arange(end - start, dtype=np.int64)
             if plan.shuffle:
                 key = np.array([(lane << 32) | number], dtype=np.int64)
-                inside = rng.permutations(plan.seed, self.epoch, key, rng.Stream.BLOCKS, end - start)[0]
+                inside = rng.permutations(plan.seed, self.epoch, key, rng.Purpose.BLOCKS, end - start)[0]
             ids = self._sample_ids(lane_start + start + inside[place - start :])
             yield Block(lane=lane, step=place // plan.per_lane, ids=ids)
             place = end

@@ -107,8 +107,8 @@ class Tape:
         if draw is not None:
             seed, epoch, key = draw
             position = np.array([key], dtype=np.int64)
-            self._order = shards[rng.permutations(seed, epoch, position, rng.Stream.SHARDS, len(shards))[0]]
-            words = rng.draws(seed, epoch, position, rng.Stream.ROTATION, 2)[0]
+            self._order = shards[rng.permutations(seed, epoch, position, rng.Purpose.SHARDS, len(shards))[0]]
+            words = rng.draws(seed, epoch, position, rng.Purpose.ROTATION, 2)[0]
             # A rotated tape leaves other samples over in every epoch, even if there is only one shard.
             self._rotation = ((int(words[0]) << 32) | int(words[1])) % int(sizes.sum())
         self._ends = np.cumsum(sizes[self._order])

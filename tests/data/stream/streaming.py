@@ -94,7 +94,7 @@ class Resize:
     """Decode, resize, add a drawn brightness; add the same to the number labels, as geometry would."""
 
     def draw(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.floor(rng.uniform(7, epoch, positions, rng.Stream.AUGMENT_GEOMETRY, 1) * 8)
+        return np.floor(rng.uniform(7, epoch, positions, rng.Purpose.AUGMENT_GEOMETRY, 1) * 8)
 
     def picture(self, encoded: bytes, params: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
         small = cv2.resize(decode(encoded), (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)

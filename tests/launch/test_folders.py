@@ -1,9 +1,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from hmtl_dist.launch.place import num_threads, run_folder, scratch_folder, torch_threads
+from hmtl_dist.launch.folders import run_folder, scratch_folder
 from tests.launch.drive import config
 
 
@@ -25,15 +24,3 @@ def test_each_rank_has_a_scratch_folder_that_stays(hmtl_home: Path) -> None:
     (scratch_folder(config(), 1) / "journal").touch()
     assert scratch_folder(config(), 0) != scratch_folder(config(), 1)
     assert (scratch_folder(config(), 1) / "journal").exists()
-
-
-@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1, 1), (2.5, 2)])
-def test_a_rank_computes_with_as_many_threads_as_it_has_whole_cores(cpus: float, threads: int) -> None:
-    assert num_threads(config(cpus_per_worker=cpus).launch) == threads
-
-
-def test_the_thread_count_is_put_back() -> None:
-    before = torch.get_num_threads()
-    with torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
