@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from hmtl_dist.errors import UserError
 from hmtl_dist.inference.info import Parity
-from hmtl_dist.tasks.reading import HeadOutput
-from hmtl_dist.tasks.so3 import DEGREES, wrap
+from hmtl_dist.tasks.reading import HeadOutput, own_difference
 
 TOLERANCE = 1e-5
 """Largest difference allowed in float32: of a probability, or of a number in the unit that its head computes in."""
@@ -32,10 +30,7 @@ def check_parity(
     """
     worst, where, count = 0.0, "", 0
     for task, head in heads.items():
-        difference = exported[task].double() - trained[task].double()
-        if head.type == "rotation":
-            difference = wrap(difference)  # 180 and -180 degrees are one angle
-        difference = (difference / _unit(head)).abs()
+        difference = own_difference(head, exported[task], trained[task])
         if difference.isnan().any():
             raise UserError(f"the exported model says of head '{task}' what is no number; nothing was written")
         count = len(difference)
@@ -47,11 +42,3 @@ def check_parity(
             f"allowed {TOLERANCE:g}; nothing was written; use --format safetensors"
         )
     return Parity(num_samples=count, max_difference=worst, tolerance=TOLERANCE)
-
-
-def _unit(head: HeadOutput) -> Tensor:
-    if head.type == "rotation":
-        return torch.tensor(DEGREES, dtype=torch.float64)
-    if head.type == "classification":
-        return torch.tensor(1.0, dtype=torch.float64)
-    return torch.tensor(head.scale, dtype=torch.float64) * max(1, head.bins)

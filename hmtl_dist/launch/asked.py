@@ -76,17 +76,12 @@ def metric_of(reading: HeadOutput) -> str:
     """Name what the mean of a head's scores is."""
     if reading.type == "classification":
         return "accuracy"
-    return "mean error in scales" if _in_scales(reading) else "mean error"
+    return "mean error in scales" if reading.mixes_units else "mean error"
 
 
 def _score(task: SupervisedTask, reading: HeadOutput, said: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
     """Return how right each answer `[B, names]` is, `[B]`; NaN where there is no label."""
     scores = task.score(said, labels)
-    if _in_scales(reading):
+    if reading.mixes_units:
         scores = scores / scores.new_tensor(reading.scale)
     return scores.nanmean(1)
-
-
-def _in_scales(reading: HeadOutput) -> bool:
-    """Whether the errors of a head's labels are in units of their scales, since the labels may differ in theirs."""
-    return reading.type == "regression" and len(reading.names) > 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.tasks.so3 import angles_from_matrix, matrix_from_sixd
+from hmtl_dist.tasks.so3 import DEGREES, angles_from_matrix, matrix_from_sixd, wrap
 
 
 class HeadOutput(Section):
@@ -31,6 +31,11 @@ class HeadOutput(Section):
     def out_features(self) -> int:
         """Numbers that the head puts out for a picture."""
         return {"rotation": 6, "bins": len(self.names) * self.bins}.get(self.type, len(self.names))
+
+    @property
+    def mixes_units(self) -> bool:
+        """Whether its numbers may differ in their units, so that errors are only alike in units of their scales."""
+        return self.type == "regression" and len(self.names) > 1
 
 
 def read_output(head: HeadOutput, output: Tensor) -> Tensor:
@@ -54,3 +59,16 @@ def expected_bin(logits: Tensor) -> Tensor:
 def at_least_float32(output: Tensor) -> Tensor:
     """Lift half precision to float32: losses are never summed in 8 or 11 bits."""
     return output.float() if output.dtype in {torch.bfloat16, torch.float16} else output
+
+
+def own_difference(head: HeadOutput, one: Tensor, other: Tensor) -> Tensor:
+    """Return how far two answers are apart in the unit that the head computes in, float64 `[N, len(names)]`.
+
+    A head computes numbers of about unit size, and they are read in degrees or years.
+    """
+    difference = one.double() - other.double()
+    if head.type == "classification":
+        return difference.abs()
+    if head.type == "rotation":  # 180 and -180 degrees are one angle
+        return (wrap(difference) / DEGREES).abs()
+    return (difference / (difference.new_tensor(head.scale) * max(1, head.bins))).abs()

@@ -1,9 +1,13 @@
 """Registered versions are found and downloaded, from a server's registry and from a database's."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.data.dataset.schema import Field
@@ -48,6 +52,27 @@ def test_a_registered_model_is_found_by_alias_and_version_and_downloaded(
 
     move_alias(config, version, "champion", {"note": "first"})
     assert find_version(config, "models:/moods@champion") == find_version(config, "models:/moods/1")
+
+
+def test_the_documented_lines_ask_the_champion(model: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "inference.md"
+    (lines,) = re.findall(r"```python\n(import mlflow.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "lines.py").write_text(lines + "print(list(table.columns), len(table))\n")
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.jpg")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = TrackingConfig(uri=uri, experiment="registry", register_model="faces", register_alias="champion")
+    record_model(config, create_run(config, name="run") or "", model)
+
+    ended = subprocess.run(
+        [sys.executable, "lines.py"],
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.stdout.splitlines()[-1:] == ["['mood.calm', 'mood.glad'] 1"], ended.stderr
 
 
 @pytest.mark.parametrize("uri", ["models:/moods@nobody", "models:/moods/99", "models:/nothing/1"])
