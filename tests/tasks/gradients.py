@@ -1,7 +1,7 @@
 """Two processes compare their averaged gradient with that of one process on the same global batch."""
 
 import json
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -141,12 +141,13 @@ def gradient(
     return total.item(), {name: ranks.all_reduce_sum(value) / ranks.world_size for name, value in gradients.items()}
 
 
-def compare(rank: int, world_size: int, folder: str) -> None:
+def compare(rank: int, world_size: int, folder: str, pairs: Sequence[tuple[str, str]]) -> None:
     """Run one of the processes; rank 0 writes the greatest relative difference of each case to `differences.json`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
     differences: dict[str, float] = {}
-    for (name, tasks), weighting in product(TASK_SETS.items(), WEIGHTINGS):
+    for name, weighting in pairs:
+        tasks = TASK_SETS[name]
         mixed = name == "mixed"
         total, gradients = gradient(tasks, weighting, TorchRanks(), mixed=mixed)
         if rank == 0:
