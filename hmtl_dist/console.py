@@ -39,6 +39,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def waiting(what: str, seconds: float) -> str:
+    """Say what is waited for, and for how long by now."""
+    return f"waiting for {what} {duration(seconds)}"
+
+
 class Console:
     """The terminal this process was started on, wherever its file descriptors lead by now.
 
@@ -233,7 +238,19 @@ class ProgressBar:
         parts += [f"{name} {loss:.4g}" for name, loss in (losses or {}).items()]
         self._update(step, "  ".join(parts))
 
+    def wait(self, what: str, seconds: float) -> None:
+        """Tell what is waited for, and for how long by now, in place of the figures.
+
+        Args:
+            what: URL of what is waited for.
+            seconds: How long by now.
+        """
+        self._wait(waiting(what, seconds))
+
     def _update(self, step: int, figures: str) -> None:
+        raise NotImplementedError
+
+    def _wait(self, text: str) -> None:
         raise NotImplementedError
 
 
@@ -251,6 +268,10 @@ class _Bar(ProgressBar):
             self._shown = now
             self._bar.refresh()
 
+    def _wait(self, text: str) -> None:
+        self._bar.update(self._task, figures=text)
+        self._bar.refresh()
+
 
 class _Lines(ProgressBar):
     def __init__(self, console: Console, title: str, total: int, interval: float) -> None:
@@ -258,12 +279,12 @@ class _Lines(ProgressBar):
         self._title = title
         self._total = total
         self._interval = interval
-        self._shown = -interval
-        self._waiting = ""
+        self._shown = self._told_wait = -interval
+        self._left = ""
 
     def _update(self, step: int, figures: str) -> None:
         share = f"{step / self._total:.0%}" if self._total else "100%"
-        self._waiting = f"{self._title} {step}/{self._total} {share}  {figures}".rstrip()
+        self._left = f"{self._title} {step}/{self._total} {share}  {figures}".rstrip()
         now = time.monotonic()
         if now - self._shown >= self._interval:
             self._shown = now
@@ -271,9 +292,15 @@ class _Lines(ProgressBar):
 
     def flush(self) -> None:
         """Print the last line if it is still to be shown."""
-        if self._waiting:
-            self._console.say(self._waiting)
-            self._waiting = ""
+        if self._left:
+            self._console.say(self._left)
+            self._left = ""
+
+    def _wait(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._told_wait >= self._interval:
+            self._told_wait = now
+            self._console.say(text)
 
 
 def _duplicate(descriptor: int) -> TextIO:

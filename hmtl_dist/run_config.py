@@ -9,6 +9,7 @@ from hmtl_dist.augment import AugmentConfig
 from hmtl_dist.augment.mixing import mixes
 from hmtl_dist.config.base import MAY_CHANGE, Section
 from hmtl_dist.data.config import DataConfig
+from hmtl_dist.data.storage.config import StorageConfig
 from hmtl_dist.engine.optim import EngineConfig, OptimConfig
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.hmtl import ModelConfig
@@ -133,6 +134,8 @@ class RunConfig(Section):
     """How a step is computed."""
     train: TrainConfig = TrainConfig()
     """How long, and how often to report, evaluate and save."""
+    storage: Annotated[StorageConfig, MAY_CHANGE] = StorageConfig()
+    """How the storages of data, runs and checkpoints are treated."""
     launch: Annotated[LaunchConfig, MAY_CHANGE] = LaunchConfig()
     """Where the workers are placed."""
     tracking: Annotated[TrackingConfig, MAY_CHANGE] = TrackingConfig()

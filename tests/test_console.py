@@ -85,6 +85,15 @@ def test_plain_progress_prints_first_and_last_between_intervals(capfd: pytest.Ca
     assert capfd.readouterr().out.splitlines() == [f"train 1/100 1%  {figures}", f"train 100/100 100%  {figures}"]
 
 
+def test_plain_progress_says_what_is_waited_for_once_an_interval(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console() as console, console.progress("train", 100) as progress:
+        progress.update(1)
+        progress.wait("s3://faces", 6.2)
+        progress.wait("s3://faces", 7.2)
+        progress.update(2)
+    assert capfd.readouterr().out.splitlines() == ["train 1/100 1%", "waiting for s3://faces 6s", "train 2/100 2%"]
+
+
 def test_plain_progress_prints_every_update_if_asked(capfd: pytest.CaptureFixture[str]) -> None:
     with Console() as console, console.progress("build", 3, plain_seconds=0) as progress:
         for step in (1, 2, 3):

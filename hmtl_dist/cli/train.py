@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hmtl_dist.console import Console
+    from hmtl_dist.console import Console, ProgressBar
+    from hmtl_dist.data.storage.waits import Wait
     from hmtl_dist.launch.driver import Finished
     from hmtl_dist.run_config import RunConfig
     from hmtl_dist.train.base import Progress as Step
@@ -139,12 +141,16 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run's last checkpoint in this process."""
     from hmtl_dist.console import Console
+    from hmtl_dist.data.storage.waits import WaitNotice
     from hmtl_dist.launch.evaluate import evaluate_run
 
     with Console() as console:
         chosen: Any = None if weights is None else weights.value
         groups = _groups(group) if group else None
-        evaluation, checkpoint = evaluate_run(run_or_checkpoint, split=split, data=data, weights=chosen, groups=groups)
+        with ExitStack() as stack, WaitNotice(_View(console, stack).wait):
+            evaluation, checkpoint = evaluate_run(
+                run_or_checkpoint, split=split, data=data, weights=chosen, groups=groups
+            )
         if as_json:
             answer = {"checkpoint": checkpoint, "num_samples": evaluation.num_samples, "metrics": evaluation.metrics}
             console.say(json.dumps(answer))
@@ -172,6 +178,7 @@ def _groups(given: Sequence[str]) -> dict[str, list[float]]:
 def run(config: "RunConfig", console: "Console", *, quiet: bool = False, allow_changes: bool = False) -> "Finished":
     """Train, with progress on the console and everybody else's output in the run's log."""
     from hmtl_dist.config.io import home
+    from hmtl_dist.data.storage.waits import WaitNotice
     from hmtl_dist.engine.checkpoint import complete_steps
     from hmtl_dist.launch.driver import drive
     from hmtl_dist.launch.folders import run_folder
@@ -191,35 +198,48 @@ def run(config: "RunConfig", console: "Console", *, quiet: bool = False, allow_c
         console.say(f"run {config.name}: {how_many}, log {log}")
         if steps := complete_steps(checkpoints_folder(run_folder(config))):
             console.say(f"goes on from step {steps[-1]}")
-        with _progress(console) as show:
-            return drive(config, show, allow_changes=allow_changes, on_stop=stopping, say=console.say)
+        with ExitStack() as stack:
+            view = _View(console, stack)
+            stack.enter_context(WaitNotice(view.wait))
+            return drive(
+                config, view.show, allow_changes=allow_changes, on_stop=stopping, say=console.say, on_wait=view.wait
+            )
 
 
-@contextmanager
-def _progress(console: "Console") -> "Generator[Callable[[Step], None]]":
-    """Yield a function that shows a run's lines of progress; the bar appears with the first of them."""
-    from contextlib import ExitStack
+class _View:
+    """Shows how far a run is, and what it waits for; the bar appears with the first line of progress."""
 
-    with ExitStack() as stack:
-        bars: list[Any] = []
+    def __init__(self, console: "Console", stack: ExitStack) -> None:
+        self._console = console
+        self._stack = stack
+        self._bar: ProgressBar | None = None
+        self._next_line = 0.0
 
-        def show(step: "Step") -> None:
-            if not bars:
-                bars.append(stack.enter_context(console.progress("train", step.total_steps)))
-            if step.phase == "resume":  # nothing has been measured yet
-                bars[0].update(step.global_step)
-            else:
-                bars[0].update(
-                    step.global_step,
-                    samples_per_second=step.samples_per_second,
-                    wait_share=step.wait_share,
-                    losses=step.losses,
-                    eta_seconds=step.eta_seconds,
-                )
-            if step.metrics:
-                console.say(f"epoch {step.epoch:.4g}: {_headline(step.metrics)}")
+    def show(self, step: "Step") -> None:
+        """Show a line of progress."""
+        bar = self._bar = self._bar or self._stack.enter_context(self._console.progress("train", step.total_steps))
+        if step.phase == "resume":  # nothing has been measured yet
+            bar.update(step.global_step)
+        else:
+            bar.update(
+                step.global_step,
+                samples_per_second=step.samples_per_second,
+                wait_share=step.wait_share,
+                losses=step.losses,
+                eta_seconds=step.eta_seconds,
+            )
+        if step.metrics:
+            self._console.say(f"epoch {step.epoch:.4g}: {_headline(step.metrics)}")
 
-        yield show
+    def wait(self, wait: "Wait") -> None:
+        """Show what is waited for."""
+        from hmtl_dist.console import PLAIN_SECONDS, waiting
+
+        if self._bar is not None:
+            self._bar.wait(wait.what, wait.seconds)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + PLAIN_SECONDS
+            self._console.say(waiting(wait.what, wait.seconds))
 
 
 def _headline(metrics: Mapping[str, float]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hmtl_dist.data.storage.config import settings as storage_settings
+from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.engine.checkpoint import complete_steps, newest_manifest
 from hmtl_dist.launch.cost import Cost, account
 from hmtl_dist.launch.folders import run_folder
@@ -47,6 +49,7 @@ def drive(
     say: Callable[[str], None] = lambda text: None,
     parent: str | None = None,
     callbacks: Sequence[Callback] = (),
+    on_wait: Callable[[Wait], None] = lambda wait: None,
 ) -> Finished:
     """Run a training to its end, going on where an earlier call with the same name stopped.
 
@@ -60,6 +63,7 @@ def drive(
         say: Called with what the user should know of where it runs.
         parent: MLflow run that the run belongs to, if it has none of its own yet.
         callbacks: Told on every rank, in its training process; picklable, with Ray.
+        on_wait: Called, about once a second, with what a worker of Ray waits for; `WaitNotice` tells of this process.
 
     Raises:
         UserError: Something the user can mend.
@@ -67,9 +71,9 @@ def drive(
     """
     folder = run_folder(config)
     if config.launch.kind == "local" and os.environ.get("RANK", "0") != "0":  # under torchrun every rank comes here
-        return _run(config, RunContext(folder, callbacks=tuple(callbacks)), show, on_stop, listener, say)
+        return _run(config, RunContext(folder, callbacks=tuple(callbacks)), show, on_stop, listener, say, on_wait)
     check_data(config)
-    with only_one(folder, config.name):
+    with storage_settings(config.storage), only_one(folder, config.name):
         check_place(config, folder)
         manifest = newest_manifest(checkpoints_folder(folder))
         if manifest and not allow_changes:
@@ -82,9 +86,9 @@ def drive(
             raise
         price = config.launch.node_hour_price
         if price is None:
-            return _run(config, run, show, on_stop, listener, say)
+            return _run(config, run, show, on_stop, listener, say, on_wait)
         begun, first_step = time.monotonic(), max(complete_steps(checkpoints_folder(folder)), default=0)
-        finished = _run(config, run, show, on_stop, listener, say)
+        finished = _run(config, run, show, on_stop, listener, say, on_wait)
         images = (finished.outcome.global_step - first_step) * config.data.batch_size
         return _with_cost(finished, run.recording, price, time.monotonic() - begun, images)
 
@@ -109,6 +113,7 @@ def _run(
     on_stop: Callable[[], None],
     listener: Listener | None,
     say: Callable[[str], None],
+    on_wait: Callable[[Wait], None],
 ) -> Finished:
     recording, run_id = run.recording, run.recording.run_id
     try:
@@ -121,7 +126,7 @@ def _run(
 
             say("starting Ray and its workers; the first steps are shown when all of them have the index")
             should_stop = listener.should_stop if listener else None
-            outcome = run_ray(config, show, run=run, on_stop=on_stop, should_stop=should_stop, say=say)
+            outcome = run_ray(config, show, run=run, on_stop=on_stop, should_stop=should_stop, say=say, on_wait=on_wait)
     except KeyboardInterrupt:
         finish_run(recording, run_id, "KILLED")
         raise

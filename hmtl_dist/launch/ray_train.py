@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from hmtl_dist import garbage
-from hmtl_dist.data.storage.s3 import REACHED
+from hmtl_dist.data.storage.config import REACHED
+from hmtl_dist.data.storage.waits import Wait, WaitNotice
 from hmtl_dist.data.stream.worker import LoaderDiedError
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import TrainingError, one_line
@@ -52,6 +53,7 @@ class RayListener:
         self._preemption: Any = None
         self._over = False
         self._stop = threading.Event()
+        self._notice = WaitNotice(relay.waits.remote).__enter__()
         threading.Thread(target=self._wait_for_stop, name="stop request", daemon=True).start()
 
     def _wait_for_stop(self) -> None:
@@ -67,6 +69,7 @@ class RayListener:
     def close(self) -> None:
         """Take note that the training is over."""
         self._over = True
+        self._notice.__exit__()
 
     def progress(self, progress: Progress) -> None:
         """Send a line of progress to the driver, without waiting for it."""
@@ -116,6 +119,7 @@ def run_ray(
     on_stop: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    on_wait: Callable[[Wait], None] = lambda wait: None,
 ) -> Outcome:
     """Train on `launch.num_workers` Ray workers and return how it ended.
 
@@ -131,6 +135,7 @@ def run_ray(
         on_stop: Called once, inside a signal's handler, when a stop is asked for.
         should_stop: Asked now and then whether to stop in order, as after the first signal.
         say: Called with what the user should know of where it runs.
+        on_wait: Called on the main thread, about once a second, with what a rank waits for.
 
     Raises:
         UserError: A worker met something the user can mend, or the cluster is missing or closed.
@@ -145,11 +150,11 @@ def run_ray(
         asked = False
         while not _done(fit):
             cluster.check()
-            _show_new(relay, show)
+            _show_new(relay, show, on_wait)
             if not asked and (stop.requested or (should_stop is not None and should_stop())):
                 relay.request_stop.remote()
                 asked = True
-        _show_new(relay, show)
+        _show_new(relay, show, on_wait)
         return _outcome(fit, relay)
 
 
@@ -183,11 +188,11 @@ def _trainer(config: RunConfig, run: RunContext, train: TrainRank | None, relay:
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker > 0:
         resources["GPU"] = launch.gpus_per_worker
-    scraped = not cluster.own
+    own = cluster.own
 
     def train_on_worker() -> "Outcome | TrainingError | UserError":
         # all within, not as Ray Train's configuration: its controller would import torch to read that
-        return _train_on_worker(config, run, train, relay, scraped=scraped)
+        return _train_on_worker(config, run, train, relay, own=own)
 
     arguments: dict[str, Any] = {
         "scaling_config": ray.train.ScalingConfig(
@@ -220,7 +225,7 @@ def _trainer(config: RunConfig, run: RunContext, train: TrainRank | None, relay:
 
 
 def _train_on_worker(
-    config: RunConfig, run: RunContext, train: TrainRank | None, relay: Any, *, scraped: bool
+    config: RunConfig, run: RunContext, train: TrainRank | None, relay: Any, *, own: bool
 ) -> "Outcome | TrainingError | UserError":
     """Run one rank; Ray Train has made the process group.
 
@@ -236,7 +241,7 @@ def _train_on_worker(
     known: TrainingError | UserError | None = cast("Any", ray.get(relay.failed.remote()))
     if known is not None:
         return known
-    if ray.get(relay.under_way.remote()):
+    if own or ray.get(relay.under_way.remote()):  # its driver has reached the same storages from this machine
         os.environ[REACHED] = "1"
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -250,7 +255,7 @@ def _train_on_worker(
         node=context.get_node_rank(),
         nodes=_count_nodes(context),
     )
-    listener = RayListener(relay, rank, RunMetrics(config.name, rank) if scraped else None)
+    listener = RayListener(relay, rank, None if own else RunMetrics(config.name, rank))
     try:
         with torch_threads(num_threads(config.launch)):
             outcome = train(config, rank_context, listener)
@@ -286,11 +291,11 @@ def _done(future: "Future[Any]") -> bool:
     return bool(wait([future], timeout=_LOOK_SECONDS).done)
 
 
-def _show_new(relay: Any, show: Callable[[Progress], None]) -> None:
+def _show_new(relay: Any, show: Callable[[Progress], None], on_wait: Callable[[Wait], None]) -> None:
     import ray
 
     try:
-        lines: list[Progress] = ray.get(relay.take.remote(), timeout=ANSWER_SECONDS)
+        lines, wait = cast("tuple[list[Progress], Wait | None]", ray.get(relay.take.remote(), timeout=ANSWER_SECONDS))
     except (
         ray.exceptions.GetTimeoutError,
         ray.exceptions.RayError,
@@ -298,6 +303,8 @@ def _show_new(relay: Any, show: Callable[[Progress], None]) -> None:
         return
     for progress in lines:
         show(progress)
+    if wait is not None:
+        on_wait(wait)
 
 
 def _outcome(fit: "Future[Any]", relay: Any) -> Outcome:

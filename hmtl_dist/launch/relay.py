@@ -1,4 +1,4 @@
-"""What the driver and the workers of a Ray run tell each other while it trains: progress up, a stop request down.
+"""What the driver and the workers of a Ray run tell each other while it trains: progress and waits up, a stop down.
 
 The class knows nothing of Ray: the launcher makes an actor of it. It is asynchronous so that every worker can wait for
 the request in one pending call, and nobody polls for it.
@@ -7,6 +7,7 @@ the request in one pending call, and nobody polls for it.
 import asyncio
 from collections import deque
 
+from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import TrainingError
 from hmtl_dist.train.base import Progress
@@ -20,6 +21,7 @@ class Relay:
 
     def __init__(self) -> None:
         self._lines: deque[Progress] = deque(maxlen=_KEPT)
+        self._wait: Wait | None = None
         self._stop = asyncio.Event()
         self._gave_up: str | None = None
         self._final: TrainingError | UserError | None = None
@@ -30,11 +32,16 @@ class Relay:
         self._lines.append(progress)
         self._under_way = True
 
-    async def take(self) -> list[Progress]:
-        """Hand over the lines left since the last call, oldest first."""
-        lines = list(self._lines)
+    async def waits(self, wait: Wait) -> None:
+        """Leave word of what a rank waits for; the last word counts."""
+        self._wait = wait
+
+    async def take(self) -> tuple[list[Progress], Wait | None]:
+        """Hand over the lines left since the last call, oldest first, and what was waited for meanwhile."""
+        left = list(self._lines), self._wait
         self._lines.clear()
-        return lines
+        self._wait = None
+        return left
 
     async def under_way(self) -> bool:
         """Whether any worker has told of a step: whoever starts now was started again."""

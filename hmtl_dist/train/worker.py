@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from hmtl_dist import garbage
 from hmtl_dist.augment import GeometricTransform
+from hmtl_dist.data.storage.config import settings as storage_settings
 from hmtl_dist.data.stream.batches import Batch, Stream, preload_workers
 from hmtl_dist.data.stream.selection import open_training
 from hmtl_dist.engine import build_engine
@@ -50,10 +51,11 @@ def train_rank(config: RunConfig, rank_context: RankContext, listener: Listener)
     Raises:
         UserError: What the configuration names cannot be used: data, labels, model, checkpoint.
     """
-    trainer = Trainer(config, rank_context)
-    garbage.collect_as_usual()
-    with closing(trainer.engine):
-        return _train(trainer, listener)
+    with storage_settings(config.storage):
+        trainer = Trainer(config, rank_context)
+        garbage.collect_as_usual()
+        with closing(trainer.engine):
+            return _train(trainer, listener)
 
 
 def _train(trainer: "Trainer", listener: Listener) -> Outcome:

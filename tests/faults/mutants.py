@@ -294,9 +294,9 @@ MUTANTS: tuple[Mutant, ...] = (
     # --- the way to the data
     Mutant(
         (42,),
-        "data/storage/s3.py",
-        "OUTAGE_SECONDS = 120.0",
-        "OUTAGE_SECONDS = 0.1",
+        "data/storage/config.py",
+        "patience_minutes: Annotated[float, Field(ge=0)] = 10.0",
+        "patience_minutes: Annotated[float, Field(ge=0)] = 0.001",
         "faults/test_data.py::test_a_server_that_refuses_connections_for_a_while_is_waited_for",
     ),
     Mutant(
@@ -531,7 +531,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         (5,),
         "data/storage/s3.py",
-        "        return OUTAGE_SECONDS if reached else FIRST_CONTACT_SECONDS",
+        "        return outage_seconds() if reached else FIRST_CONTACT_SECONDS",
         "        return 0.0",
         "faults/test_chaos.py::test_every_kill_struck_and_the_run_went_on",
         slow=True,

@@ -53,7 +53,13 @@ def nothing(step: int) -> None:
     pass
 
 
-def run(name: str, url: str, at_step: Callable[[int], object] = nothing, storage: str | None = None) -> Finished:
+def run(
+    name: str,
+    url: str,
+    at_step: Callable[[int], object] = nothing,
+    storage: str | None = None,
+    patience_minutes: float = 10.0,
+) -> Finished:
     """Trains in this process, to the end unless something happens."""
 
     def show(progress: Progress) -> None:
@@ -61,7 +67,8 @@ def run(name: str, url: str, at_step: Callable[[int], object] = nothing, storage
             at_step(progress.global_step)
 
     launch = {"kind": "local"} | ({"storage": storage} if storage else {})
-    return drive(config(name, url, tasks=TASKS, train=SAVES, launch=launch), show)
+    patience = {"patience_minutes": patience_minutes}
+    return drive(config(name, url, tasks=TASKS, train=SAVES, launch=launch, storage=patience), show)
 
 
 def at(step: int, action: Callable[[], object]) -> Callable[[int], object]:
@@ -180,13 +187,12 @@ def test_a_run_killed_during_a_checkpoint_goes_on_from_the_one_before(
 
 
 def test_storage_that_stays_away_ends_the_run_in_one_line_and_costs_no_checkpoint(
-    url: str, whole: dict[str, bytes], proxy: Proxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    url: str, whole: dict[str, bytes], proxy: Proxy, s3: S3Server
 ) -> None:
-    monkeypatch.setattr("hmtl_dist.data.storage.s3.OUTAGE_SECONDS", 5.0)
     storage = f"{s3.bucket()}/runs"
     away = proxy.away()
     with pytest.raises(UserError, match="does not answer") as caught:
-        run("away", url, at(2 * EVERY + 2, away.__enter__), storage)
+        run("away", url, at(2 * EVERY + 2, away.__enter__), storage, patience_minutes=5 / 60)
     assert "\n" not in str(caught.value)
     away.__exit__(None, None, None)
     steps: list[int] = []

@@ -1,5 +1,6 @@
 import asyncio
 
+from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.launch.relay import Relay
 from tests.launch.toy import line
 
@@ -9,7 +10,7 @@ def test_progress_is_handed_over_once_and_in_order() -> None:
         relay = Relay()
         for step in (1, 2, 3):
             await relay.push(line(step))
-        return [p.global_step for p in await relay.take()], [p.global_step for p in await relay.take()]
+        return [p.global_step for p in (await relay.take())[0]], [p.global_step for p in (await relay.take())[0]]
 
     assert asyncio.run(scene()) == ([1, 2, 3], [])
 
@@ -19,9 +20,19 @@ def test_progress_that_nobody_takes_does_not_pile_up() -> None:
         relay = Relay()
         for step in range(5000):
             await relay.push(line(step))
-        return [p.global_step for p in await relay.take()]
+        return [p.global_step for p in (await relay.take())[0]]
 
     assert asyncio.run(scene()) == list(range(4000, 5000))
+
+
+def test_the_last_word_of_a_wait_is_handed_over_once() -> None:
+    async def scene() -> list[Wait | None]:
+        relay = Relay()
+        await relay.waits(Wait("s3://faces", 5.0))
+        await relay.waits(Wait("s3://faces", 6.0))
+        return [(await relay.take())[1], (await relay.take())[1]]
+
+    assert asyncio.run(scene()) == [Wait("s3://faces", 6.0), None]
 
 
 def test_a_run_is_under_way_once_a_step_was_told_also_when_the_line_was_taken() -> None:

@@ -11,6 +11,7 @@ from hmtl_dist.data.storage.base import (
     StorageUnavailableError,
 )
 from hmtl_dist.data.storage.client import S3Access, without_credentials
+from hmtl_dist.data.storage.config import StorageConfig
 from hmtl_dist.data.storage.local import LocalStorage
 from hmtl_dist.data.storage.s3 import S3Storage
 from hmtl_dist.errors import UserError
@@ -22,6 +23,7 @@ __all__ = [
     "S3Access",
     "S3Storage",
     "Storage",
+    "StorageConfig",
     "StorageStats",
     "StorageUnavailableError",
     "open_storage",

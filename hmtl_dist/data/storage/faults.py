@@ -3,8 +3,10 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from hmtl_dist.data.storage.base import ObjectChangedError, ObjectMissingError, StorageStats, StorageUnavailableError
+from hmtl_dist.data.storage.waits import waiting_for
 from hmtl_dist.errors import UserError
 
 SIGN_IN = (
@@ -55,19 +57,23 @@ class Patience:
     Blog): uniform between nothing and a bound that doubles.
 
     Args:
+        what: URL of what does not answer.
         stats: Where repetitions are counted.
         allowance: How long faults are waited out from the first one on, in seconds.
     """
 
-    def __init__(self, stats: StorageStats, allowance: Callable[[], float]) -> None:
+    def __init__(self, what: str, stats: StorageStats, allowance: Callable[[], float]) -> None:
+        self._what = what
         self._stats = stats
         self._allowance = allowance
+        self._noted = ExitStack()
         self.renew()
 
     def renew(self) -> None:
         """Starts anew: there was progress."""
         self._attempts = 0
         self._deadline = 0.0
+        self._noted.close()
 
     def wait(self, reason: UserError) -> None:
         """Sleeps before the next attempt.
@@ -76,12 +82,15 @@ class Patience:
             UserError: The reason itself, if it is no transient one, or has lasted too long.
         """
         if not isinstance(reason, StorageUnavailableError):
+            self._noted.close()
             raise reason from None
         now = time.monotonic()
         if self._attempts == 0:
             self._deadline = now + self._allowance()
+            self._noted.enter_context(waiting_for(self._what))
         delay = _jitter.uniform(0, min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2**self._attempts))
         if now + delay > self._deadline:
+            self._noted.close()
             raise reason from None
         self._attempts += 1
         self._stats.add(retries=1)

@@ -35,6 +35,7 @@ from hmtl_dist.data.storage.base import (
     check_prefix,
 )
 from hmtl_dist.data.storage.client import REQUESTS_IN_FLIGHT, S3Access, Session, without_credentials
+from hmtl_dist.data.storage.config import REACHED, outage_seconds
 from hmtl_dist.data.storage.faults import NOT_S3, SIGN_IN, Patience, refusal
 from hmtl_dist.data.storage.local import file_errors, replace_file
 from hmtl_dist.errors import UserError
@@ -47,8 +48,6 @@ Result = TypeVar("Result")
 
 FIRST_CONTACT_SECONDS = 5.0
 """How long faults are waited out by a storage that has never been answered: a wrong endpoint should not take long."""
-OUTAGE_SECONDS = 120.0
-"""How long faults are waited out once the server has answered: a restart or an overload should not end a run."""
 PAGE_OBJECTS = 1000
 """Objects asked for in one answer of a listing; S3 gives no more."""
 MULTIPART_BYTES = 16 << 20
@@ -65,8 +64,6 @@ _FAULTS = (
 )
 
 
-REACHED = "HMTL_STORAGE_REACHED"
-"""Variable of a process that is started again in the midst of a run: its storage answered before, and so may be out."""
 _REACHED: set[tuple[str, str]] = set()
 """Endpoints and buckets that have answered this process, through whichever storage: an outage of theirs will pass."""
 
@@ -240,7 +237,7 @@ class S3Storage(Storage):
         """Yields an object's bytes, or exactly `length` of them from `start` on, going on after a fault."""
         name, position, entity_tag = self._name(key), start, ""
         end = None if length is None else start + length
-        patience = Patience(self._stats, self._patience)
+        patience = Patience(self.url, self._stats, self._patience)
         while end is None or position < end:
             request: dict[str, str] = {} if entity_tag == "" else {"IfMatch": entity_tag}
             if position > 0 or end is not None:
@@ -282,7 +279,7 @@ class S3Storage(Storage):
 
     def _repeat(self, operation: Callable[["S3Client"], Result], key: str) -> Result:
         """Carries out an operation that may be repeated, until it succeeds or it is known that it will not."""
-        patience = Patience(self._stats, self._patience)
+        patience = Patience(self.url, self._stats, self._patience)
         while True:
             try:
                 self._stats.add(requests=1)
@@ -290,6 +287,7 @@ class S3Storage(Storage):
             except _FAULTS as error:
                 patience.wait(_reason(error, self, key))
             else:
+                patience.renew()
                 self._note_answer()
                 return result
 
@@ -306,7 +304,7 @@ class S3Storage(Storage):
         reached = REACHED in os.environ or any(
             (session.client.meta.endpoint_url, self.bucket) in _REACHED for session in [*self._sessions.values()]
         )
-        return OUTAGE_SECONDS if reached else FIRST_CONTACT_SECONDS
+        return outage_seconds() if reached else FIRST_CONTACT_SECONDS
 
     def _note_answer(self) -> None:
         _REACHED.add((self._connect().client.meta.endpoint_url, self.bucket))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hmtl_dist.data.config import DataConfig
+from hmtl_dist.data.storage.waits import waiting_for
 from hmtl_dist.data.stream.loader import Damaged, Loader, LoaderJob, SampleTransform, StepReport
 from hmtl_dist.data.stream.mixing import SampleIndex
 from hmtl_dist.data.stream.pipeline import planned_samples
@@ -168,12 +169,13 @@ class Stream:
         begun = time.perf_counter()
         slot = self._delivered % self._ring.slots
         rows = self._ring.slot(slot)
-        if self._workers is not None:
-            if self._delivered:
-                self._workers.release()
-            self._reports = self._workers.receive()
-        elif self._loader is not None:
-            self._reports = [self._loader.load(epoch, step, rows)]
+        with waiting_for(self._index.url):
+            if self._workers is not None:
+                if self._delivered:
+                    self._workers.release()
+                self._reports = self._workers.receive()
+            elif self._loader is not None:
+                self._reports = [self._loader.load(epoch, step, rows)]
         self._delivered += 1
         self.stats.wait_seconds += time.perf_counter() - begun
         self._account()

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
+from hmtl_dist.data.storage.config import REACHED
 from hmtl_dist.data.stream.loader import Loader, LoaderJob, StepReport
 from hmtl_dist.data.stream.ring import Ring
 from hmtl_dist.errors import UserError
@@ -111,7 +112,8 @@ class Workers:
         # The server may be older than the environment (credentials, endpoint) under which the job is to be opened.
         # A process that was itself started by multiprocessing shares the folder of its parent, which lives on.
         sockets = None if multiprocessing.parent_process() else multiprocessing.util.get_temp_dir()
-        arguments = (pickle.dumps(job), dict(os.environ), ring, theirs, sockets)
+        environment = {**os.environ, REACHED: "1"}  # this process has read the index there
+        arguments = (pickle.dumps(job), environment, ring, theirs, sockets)
         process = _context.Process(target=_run, args=arguments, name=f"data-loader-{number}", daemon=True)
         with theirs, _starting, _main_module_left_alone(job):
             process.start()

@@ -29,6 +29,7 @@ from hmtl_dist.data.storage import client as client_module
 from hmtl_dist.data.storage import faults as faults_module
 from hmtl_dist.data.storage import s3 as s3_module
 from hmtl_dist.data.storage.client import read_service_data
+from hmtl_dist.data.storage.config import OUTAGE, REACHED
 from hmtl_dist.errors import UserError
 from tests.servers import S3Server
 
@@ -383,9 +384,9 @@ def test_a_process_started_again_in_the_midst_of_a_run_waits_for_a_server_that_i
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_module, "FIRST_CONTACT_SECONDS", 0.0)
-    monkeypatch.setattr(s3_module, "OUTAGE_SECONDS", 1.0)
+    monkeypatch.setenv(OUTAGE, "1.0")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    for variable, waited in (("UNRELATED", False), (s3_module.REACHED, True)):
+    for variable, waited in (("UNRELATED", False), (REACHED, True)):
         monkeypatch.setenv(variable, "1")
         storage = open_storage("s3://bucket-nobody-has-seen")
         with pytest.raises(StorageUnavailableError):
@@ -593,7 +594,7 @@ def test_an_object_replaced_while_it_is_read_is_noticed(s3: S3Server, way: Way) 
 
 def test_faults_that_do_not_end_are_given_up(s3: S3Server, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_module, "FIRST_CONTACT_SECONDS", 0.3)
-    monkeypatch.setattr(s3_module, "OUTAGE_SECONDS", 0.3)
+    monkeypatch.setenv(OUTAGE, "0.3")
     bucket, _ = _object(s3, 2 * MEBIBYTE)
     way.faults = [(0, _cut)] * 10_000
     with pytest.raises(StorageUnavailableError):

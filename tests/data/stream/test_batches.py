@@ -26,6 +26,7 @@ from webdataset.pipeline import DataPipeline
 
 from hmtl_dist.data.config import DataConfig
 from hmtl_dist.data.dataset.index import ShardIndex, open_index
+from hmtl_dist.data.storage.config import OUTAGE
 from hmtl_dist.data.stream.batches import Batch, Stream
 from hmtl_dist.data.stream.pipeline import planned_samples
 from hmtl_dist.data.stream.plan import PADDING, Plan
@@ -415,6 +416,7 @@ def test_a_server_that_is_down_is_one_line_out_of_a_worker(
     make_set(url, tmp_path, [24])
     remote = open_index(url, "train")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv(OUTAGE, "0.5")
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9 does not answer"):
         load(remote, make_plan(remote, batch_size=8, lanes=2), 1, num_workers=1)
 
