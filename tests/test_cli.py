@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from hmtl_dist import __version__
 from hmtl_dist.cli.app import Commands, app
+from hmtl_dist.data.storage import waits
 from hmtl_dist.errors import UserError
 
 HEAVY = ("boto3", "deepspeed", "mlflow", "numpy", "ray", "timm", "torch", "webdataset")
@@ -163,3 +165,26 @@ def test_misspelt_recipe_is_explained(run: Run) -> None:
 def test_groups_that_are_not_understood_are_refused(run: Run, group: str, said: str) -> None:
     code, _, errors = run("evaluate", "nowhere", "--group", group)
     assert (code, errors) == (2, f"error: {said}\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_evaluation_says_what_it_waits_for_and_its_json_stays_json(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from hmtl_dist.train.evaluate import Evaluation
+
+    def wait(*_: object, **__: object) -> tuple[Evaluation, str]:
+        with waits.waiting_for("s3://faces"):
+            time.sleep(0.3)
+        return Evaluation({"eval/mood/accuracy": 0.5}, num_samples=3), "step-00000001"
+
+    monkeypatch.setattr(waits, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(waits, "WORTH_TELLING_SECONDS", 0.05)
+    monkeypatch.setattr("hmtl_dist.launch.evaluate.evaluate_run", wait)
+
+    app(["evaluate", "run", *options], standalone_mode=False)
+
+    said = capfd.readouterr().out
+    assert ("waiting for s3://faces" in said) == (not options)
+    if options:
+        assert json.loads(said)["metrics"] == {"eval/mood/accuracy": 0.5}

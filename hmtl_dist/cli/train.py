@@ -147,7 +147,9 @@ def evaluate(
     with Console() as console:
         chosen: Any = None if weights is None else weights.value
         groups = _groups(group) if group else None
-        with ExitStack() as stack, WaitNotice(_View(console, stack).wait):
+        with ExitStack() as stack:
+            if not as_json:
+                stack.enter_context(WaitNotice(_View(console, stack).wait))
             evaluation, checkpoint = evaluate_run(
                 run_or_checkpoint, split=split, data=data, weights=chosen, groups=groups
             )

@@ -53,7 +53,6 @@ class RayListener:
         self._preemption: Any = None
         self._over = False
         self._stop = threading.Event()
-        self._notice = WaitNotice(relay.waits.remote).__enter__()
         threading.Thread(target=self._wait_for_stop, name="stop request", daemon=True).start()
 
     def _wait_for_stop(self) -> None:
@@ -69,7 +68,6 @@ class RayListener:
     def close(self) -> None:
         """Take note that the training is over."""
         self._over = True
-        self._notice.__exit__()
 
     def progress(self, progress: Progress) -> None:
         """Send a line of progress to the driver, without waiting for it."""
@@ -257,7 +255,7 @@ def _train_on_worker(
     )
     listener = RayListener(relay, rank, None if own else RunMetrics(config.name, rank))
     try:
-        with torch_threads(num_threads(config.launch)):
+        with torch_threads(num_threads(config.launch)), WaitNotice(relay.waits.remote):
             outcome = train(config, rank_context, listener)
         return replace(outcome, nodes=rank_context.nodes)
     except (RuntimeError, OSError, LoaderDiedError):  # a rank that has lost another one, its loader or its network
