@@ -9,6 +9,7 @@ import typer
 from hmtl_dist.cli import data_catalog
 from hmtl_dist.cli import data_views as views
 from hmtl_dist.cli.data_catalog import AsJson, Group, Label, Workers
+from hmtl_dist.errors import UserError
 
 if TYPE_CHECKING:
     from hmtl_dist.data.dataset.adapter import Adapter
@@ -27,10 +28,15 @@ def index(
     url: Url,
     label: Label = None,
     group: Group = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split of the tars that lie in URL itself; what tells their names apart if empty."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if anything was left out.")] = False,
     num_workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the index of shards made elsewhere: tars with KEY.jpg (jpeg, png) and KEY.json or KEY.cls.
+    """Write the index of shards made elsewhere: tars with KEY.jpg (jpeg, png, webp) and KEY.json or KEY.cls.
 
     Texts become categories and numbers become numbers; --label says otherwise where that is wrong.
     """
@@ -43,13 +49,16 @@ def index(
             url,
             labels=parse_labels(label or []),
             group=group,
+            split=split,
             num_workers=num_workers or default_workers(),
             on_progress=on_progress,
         )
     if as_json:
         views.print_json(views.index_json(report))
-        return
-    views.print_indexed(report)
+    else:
+        views.print_indexed(report)
+    if strict and report.told:
+        raise UserError("--strict: something was left out; what it was stands above")
 
 
 @app.command()

@@ -201,7 +201,10 @@ def _common_options(data_set: "DataSet") -> "dict[str, Parameter]":
             None,
         ),
         "num_workers": (Workers, None),
-        "overwrite": (Annotated[flag, typer.Option(help="Delete the other data set that OUT holds.")], False),
+        "overwrite": (
+            Annotated[flag, typer.Option(help="Delete the data set that OUT holds and build anew.")],
+            False,
+        ),
         "as_json": (AsJson, False),
     }
 

@@ -41,6 +41,10 @@ def index_json(report: "ForeignReport") -> object:
         "splits": {split: header.model_dump() for split, header in report.headers.items()},
         "left_out": dict(report.left_out),
         "without_picture": report.without_picture,
+        "without_labels": report.without_labels,
+        "passed_over": dict(report.passed_over),
+        "doubled": list(report.doubled),
+        "others": dict(report.others),
     }
 
 
@@ -75,8 +79,20 @@ def print_indexed(report: "ForeignReport") -> None:
     print_headers(list(report.headers.values()))
     for entry, reason in report.left_out.items():
         typer.echo(f"not a label: {entry} {reason}")
+    for key, reason in list(report.passed_over.items())[:_SHOWN]:
+        typer.echo(f"not read: {key} {reason}")
+    if len(report.passed_over) > _SHOWN:
+        typer.echo(f"not read: {len(report.passed_over) - _SHOWN:,} more")
     if report.without_picture:
-        typer.echo(f"{report.without_picture} samples have no jpg, jpeg or png and are left out")
+        typer.echo(f"{report.without_picture:,} samples have no jpg, jpeg, png or webp and are left out")
+    if report.without_labels:
+        typer.echo(f"{report.without_labels:,} samples have neither KEY.json nor KEY.cls: they are in, without labels")
+    if report.doubled:
+        more = f" and {len(report.doubled) - 1:,} more" if len(report.doubled) > 1 else ""
+        typer.echo(f"left out, for its sample has one already: {report.doubled[0]}{more}")
+    if report.others:
+        counts = ", ".join(f"{count:,} .{ending}" for ending, count in report.others.most_common(_SHOWN))
+        typer.echo(f"neither pictures nor labels, and left alone: {counts}")
 
 
 def print_headers(headers: "Sequence[IndexHeader]") -> None:

@@ -17,6 +17,8 @@ MAX_PIXELS: Final = 50_000_000
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What Pillow may try; others of its formats start programs or are no pictures of faces."""
 EXIF_ORIENTATION: Final = 0x0112
+_AFTER_SEGMENTS: Final = (b"\xda", b"\xd9", b"")
+"""Markers of a JPEG behind which there are no more segments: start of scan, end of image, end of the file."""
 
 Picture = NDArray[np.uint8]
 
@@ -65,9 +67,22 @@ def _decode_jpeg(encoded: bytes, min_side: int, layout: str) -> Picture | None:
     except ValueError:
         return None
     # Reading EXIF costs as much as decoding a small picture: only where there is some.
-    if encoded.find(b"Exif\0\0", 0, 1024) >= 0:
+    if _has_exif(encoded):
         return _upright(pixels, encoded)
     return pixels
+
+
+def _has_exif(encoded: bytes) -> bool:
+    """Whether there is an EXIF segment before the pixels, behind whatever other segments (ITU-T T.81, annex B)."""
+    place = 2
+    while encoded[place : place + 1] == b"\xff" and (marker := encoded[place + 1 : place + 2]) not in _AFTER_SEGMENTS:
+        if marker == b"\xff":  # a fill byte
+            place += 1
+            continue
+        if marker == b"\xe1" and encoded.startswith(b"Exif\0\0", place + 4):
+            return True
+        place += 2 + int.from_bytes(encoded[place + 2 : place + 4])
+    return False
 
 
 def _upright(pixels: Picture, encoded: bytes) -> Picture:

@@ -112,3 +112,15 @@ def test_a_picture_that_would_fill_the_memory_is_refused(side: int) -> None:
     bomb += struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
     with pytest.raises(DecodeError, match="pixels"):
         decode(bomb)
+
+
+@pytest.mark.parametrize("size", [2_000, 60_000])
+def test_a_turn_that_stands_behind_other_segments_is_applied(size: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(buffer, "JPEG", exif=exif)
+    segment = b"\xff\xed" + (size + 2).to_bytes(2, "big") + b"Photoshop 3.0\0".ljust(size, b"\0")
+    encoded = buffer.getvalue()
+
+    assert decode(encoded[:2] + segment + encoded[2:]).shape == (30, 20, 3)

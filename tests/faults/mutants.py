@@ -377,7 +377,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         (60,),
-        "data/dataset/foreign.py",
+        "data/dataset/tars.py",
         "            _refuse_rest(tar)\n",
         "",
         "faults/test_tars.py::test_a_tar_that_is_not_whole_is_one_line_and_no_smaller_set",
@@ -440,9 +440,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         (69,),
-        "data/dataset/foreign.py",
-        '    except ValueError as error:\n        raise UserError(f"{where}: {info.name} is no JSON',
-        '    except ZeroDivisionError as error:\n        raise UserError(f"{where}: {info.name} is no JSON',
+        "data/dataset/tars.py",
+        '    except ValueError as error:\n        raise UserError(f"{where} is no JSON',
+        '    except ZeroDivisionError as error:\n        raise UserError(f"{where} is no JSON',
         "faults/test_tars.py::test_labels_that_are_no_json_name_their_file",
     ),
     Mutant(

@@ -11,20 +11,8 @@ from typing_extensions import override
 from hmtl_dist.data.catalog.originals import PICTURE_ENDINGS, OriginalsAdapter, pictures_under
 from hmtl_dist.data.dataset.adapter import Rejected, SampleRef
 from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.data.dataset.split import ORDER, SPLITS
 from hmtl_dist.errors import UserError
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Our names of splits by the names that people give them, in any case."""
-ORDER = ("train", "val", "test")
 
 
 class ClassFolders(OriginalsAdapter):

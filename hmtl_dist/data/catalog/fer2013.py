@@ -21,7 +21,14 @@ import cv2
 import numpy as np
 from typing_extensions import override
 
-from hmtl_dist.data.catalog.originals import OriginalsAdapter, code, expression_field, first_of, pictures_under
+from hmtl_dist.data.catalog.originals import (
+    OriginalsAdapter,
+    code,
+    expression_field,
+    first_of,
+    pictures_under,
+    stamp_of,
+)
 from hmtl_dist.data.catalog.registry import DataSet, NoOptions
 from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError, SampleRef
 from hmtl_dist.data.dataset.schema import Field
@@ -70,6 +77,10 @@ class FerTable(Adapter):
                 yield SampleRef(name, {"expression": expression}, split=code(row["Usage"], USAGES, "Usage"))
             except ValueError as error:
                 yield Rejected(name, str(error))
+
+    @override
+    def stamp(self, ref: SampleRef) -> str:
+        return stamp_of(self._table)
 
     @override
     def load(self, ref: SampleRef) -> bytes:

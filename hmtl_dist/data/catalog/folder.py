@@ -9,18 +9,24 @@ from pathlib import Path, PurePosixPath
 from typing_extensions import override
 
 from hmtl_dist.config.base import Section
-from hmtl_dist.data.catalog.class_folders import ORDER, SPLITS, ClassFolders
+from hmtl_dist.data.catalog.class_folders import ClassFolders
 from hmtl_dist.data.catalog.registry import DataSet
 from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError, SampleRef
-from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, is_missing, parse_labels, read_value
+from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, parse_labels, read_value
 from hmtl_dist.data.dataset.schema import Field
-from hmtl_dist.data.storage import Storage, open_storage
+from hmtl_dist.data.dataset.split import ORDER, SPLITS
+from hmtl_dist.data.dataset.values import class_of, is_missing
+from hmtl_dist.data.storage import ObjectMissingError, Storage, open_storage
 from hmtl_dist.errors import UserError
 
 MAX_SPLITS = 20
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 MAX_FILE_BYTES = 256 << 20
 """A picture file larger than this is left out instead of being read into memory."""
+
+
+MAX_NAME_BYTES = 255
+"""Longest name of a file on the usual file systems."""
 
 
 class FolderAdapter(Adapter):
@@ -33,7 +39,7 @@ class FolderAdapter(Adapter):
         specs: columns to keep as labels; the classes of a category without given ones are the values found, sorted.
         group: column that says whom a picture belongs to, None for none.
         split_column: column that says which split a picture is in, None for none; train, val and test go by several
-            names (`class_folders.SPLITS`).
+            names (`dataset.split.SPLITS`).
 
     Raises:
         UserError: when the folder or the file cannot be read, or a column is missing.
@@ -95,11 +101,19 @@ class FolderAdapter(Adapter):
             yield ref
 
     @override
+    def stamp(self, ref: SampleRef) -> str:
+        try:
+            return _storage(self._source).stat(ref.name).etag
+        except ObjectMissingError:
+            return ""
+
+    @override
     def load(self, ref: SampleRef) -> bytes:
         storage = _storage(self._source)
-        if not storage.exists(ref.name):
-            raise RejectedError(f"no such file under {self._source}")
-        size = storage.stat(ref.name).size
+        try:
+            size = storage.stat(ref.name).size
+        except ObjectMissingError:
+            raise RejectedError(f"no such file under {self._source}") from None
         if size > MAX_FILE_BYTES:
             raise RejectedError(f"the file has {size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}")
         return storage.read(ref.name)
@@ -110,9 +124,11 @@ class FolderAdapter(Adapter):
             raise ValueError(f"column {self._file_column} is empty")
         if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
             raise ValueError("the path leads out of the folder")
+        if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):
+            raise ValueError(f"a part of the path is longer than {MAX_NAME_BYTES} bytes, which no file's name is")
         labels = {label: read_value(row.get(label) or "", label, field) for label, field in self._fields.items()}
         group = (row.get(self._group) or "").strip() if self._group else ""
-        return SampleRef(path.as_posix(), labels, group or None, split=self._split_of(row))
+        return SampleRef(path.as_posix(), labels, None if is_missing(group) else group, split=self._split_of(row))
 
     def _split_of(self, row: Mapping[str, str | None]) -> str | None:
         if self._split_column is None:
@@ -146,15 +162,21 @@ class FolderAdapter(Adapter):
         return (*(name for name in ORDER if name in found), *sorted(found.keys() - set(ORDER)))
 
     def _rows(self) -> Iterator[tuple[int, Mapping[str, str | None]]]:
+        begun = 2
         try:
             # utf-8-sig: spreadsheets put a byte order mark in front.
             with self._labels.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, strict=True)  # else a stray quote swallows the rows behind it
+                reader = csv.DictReader(file, strict=True)
                 for row in reader:
+                    _refuse_swallowed(self._labels, row, begun, reader.line_num)
+                    begun = reader.line_num + 1
                     yield reader.line_num, row
         except OSError as error:
             raise UserError(f"cannot read {self._labels}: {error.strerror}; give the CSV file with --labels") from error
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
+            where = f"the row that begins in line {begun}"
+            raise UserError(f"{self._labels}: {where} is no CSV ({error}): is a quote not closed?") from error
+        except UnicodeDecodeError as error:
             raise UserError(f"{self._labels} is no CSV file in UTF-8: {error}") from error
 
     def _header(self) -> list[str]:
@@ -182,7 +204,7 @@ class FolderAdapter(Adapter):
         if found:
             for _, row in self._rows():
                 for name, values in found.items():
-                    values.add((row.get(name) or "").strip())
+                    values.add(class_of(row.get(name) or ""))
                     if len(values) > MAX_CLASSES:
                         raise UserError(
                             f"column {name!r} has more than {MAX_CLASSES} different values: if it holds numbers give "
@@ -198,6 +220,23 @@ class FolderAdapter(Adapter):
                 raise UserError(f"column {spec.name!r} is empty in every row: leave it out")
             fields[spec.name] = Field(kind="category", classes=classes)
         return fields
+
+
+def _refuse_swallowed(file: Path, row: Mapping[str, str | None], begun: int, ended: int) -> None:
+    """Refuse a cell that holds what look like whole rows: its quote is closed far behind it, by another row's.
+
+    Raises:
+        UserError: One does.
+    """
+    if begun == ended:
+        return
+    for column, cell in row.items():
+        inner = cell.splitlines()[1:-1] if isinstance(cell, str) else []
+        if any(line.count(",") == len(row) - 1 for line in inner):
+            raise UserError(
+                f"{file}: column {column!r} of the row that begins in line {begun} goes on to line {ended} and holds "
+                "other rows: a quote is not closed"
+            )
 
 
 def _is_ragged(row: Mapping[str, str | None]) -> bool:

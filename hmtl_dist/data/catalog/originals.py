@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from hmtl_dist.data.dataset.adapter import Adapter, Box, RejectedError, SampleRef
 from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.data.dataset.values import number_of
 from hmtl_dist.data.drawn.face import EXPRESSIONS as LOOKS
 from hmtl_dist.errors import UserError
 
@@ -55,8 +56,21 @@ class OriginalsAdapter(Adapter):
         return None
 
     @override
+    def stamp(self, ref: SampleRef) -> str:
+        return stamp_of(self._root / ref.name)
+
+    @override
     def load(self, ref: SampleRef) -> bytes:
         return read_original(self._root, ref.name)
+
+
+def stamp_of(file: Path) -> str:
+    """Size and time of change of a file, "" where it cannot be looked up."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def read_original(root: Path, name: str) -> bytes:
@@ -168,18 +182,15 @@ def code(text: str, codes: Mapping[str, str | None], name: str) -> str | None:
 
 
 def number(text: str, name: str) -> float:
-    """A finite number from its text.
+    """A number from its text, by the rules of `dataset.values`.
 
     Raises:
         ValueError: when it is none.
     """
     try:
-        value = float(text)
+        return number_of(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {text!r}, not a number")
-    return value
+        raise ValueError(f"{name} is {text!r}, not a number") from None
 
 
 def numbers(text: str, count: int, what: str) -> list[float]:

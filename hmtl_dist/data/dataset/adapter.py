@@ -74,6 +74,14 @@ class Adapter(Protocol):
         """Every sample once, in an order that is always the same; cheap, without loading pictures."""
         ...
 
+    def stamp(self, ref: SampleRef) -> str:
+        """What changes when the original does: its size and time, or its entity tag; "" where there is none to look at.
+
+        A build that goes on makes those shards again whose originals have another stamp than when they were written.
+        """
+        del ref
+        return ""
+
     def load(self, ref: SampleRef) -> bytes:
         """The encoded picture of a sample (any format that Pillow reads).
 

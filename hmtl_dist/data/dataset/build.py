@@ -30,6 +30,7 @@ from hmtl_dist.data.dataset.index import table_key
 from hmtl_dist.data.dataset.pictures import PictureSettings, store_picture
 from hmtl_dist.data.dataset.pool import run_tasks
 from hmtl_dist.data.dataset.schema import Field, IndexHeader
+from hmtl_dist.data.dataset.sources import all_stamps, are_unchanged, stamps_of, write_stamps
 from hmtl_dist.data.dataset.split import assign_splits
 from hmtl_dist.data.dataset.spool import Spool, read_refs, write_spool
 from hmtl_dist.data.dataset.tables import Column, decode_table, encode_table, text_column, texts_of
@@ -141,7 +142,7 @@ def build(
         url: where to, `s3://…` or a folder.
         settings: how.
         num_workers: processes that load and write.
-        overwrite: delete what an earlier call with other samples or settings has left.
+        overwrite: delete what an earlier call has left instead of going on with it.
         on_progress: called with the samples done and the samples in all.
 
     Raises:
@@ -201,13 +202,16 @@ def _copies(
     storage: Storage, adapter: Adapter, spool: Spool, num_workers: int, on_progress: Callable[[int], None]
 ) -> NDArray[np.int64]:
     """The duplicates; found once, because finding them reads every original."""
+    stamps = all_stamps(adapter, spool, num_workers)
     if storage.exists(_COPIES):
         try:
-            return decode_table(storage.read(_COPIES))["pairs"].reshape(-1, 2).astype(np.int64)
+            found = decode_table(storage.read(_COPIES))
+            if np.array_equal(found["stamps"], stamps):
+                return found["pairs"].reshape(-1, 2).astype(np.int64)
         except (ValueError, KeyError):
             pass  # cut short by what ended the earlier call
     copies = find_copies(adapter, spool, num_workers, on_progress)
-    storage.write(_COPIES, encode_table({"pairs": copies.reshape(-1)}))
+    storage.write(_COPIES, encode_table({"pairs": copies.reshape(-1), "stamps": stamps}))
     return copies
 
 
@@ -247,6 +251,9 @@ def _build_shard(task: _ShardJob) -> _ShardResult:
             return kept
     rejected: list[tuple[int, Rejected]] = []
     adapter = task.job.adapter
+    stamps = stamps_of(
+        task.job.adapter, task.job.spool, task.offsets
+    )  # before anything is read: what changes meanwhile is found by the next call
     with tempfile.TemporaryDirectory(prefix="hmtl-shard-") as folder:
         path = Path(folder) / "shard.tar"
         rows, num_bytes, sha256 = write_tar(path, _load_samples(task, rejected), adapter.group)
@@ -262,6 +269,7 @@ def _build_shard(task: _ShardJob) -> _ShardResult:
             "rejected.reason": text_column([row.reason for _, row in rejected]),
         }
     )
+    write_stamps(storage, table, stamps)
     storage.write(table, data)
     record = shard_record(task.name, data, adapter.fields, num_bytes=num_bytes, sha256=sha256)
     return _ShardResult(task.split, record, rejected, len(task.numbers), kept=False)
@@ -277,6 +285,10 @@ def _finished(task: _ShardJob, storage: Storage, data: bytes) -> _ShardResult | 
         return None
     whole = not len(columns["offset"]) or (storage.exists(task.name) and storage.stat(task.name).size == num_bytes)
     if not whole or len(columns["offset"]) + len(rejected) != len(task.numbers):
+        return None
+    if not are_unchanged(
+        storage, table_key(task.split, task.name), stamps_of(task.job.adapter, task.job.spool, task.offsets)
+    ):
         return None
     record = shard_record(task.name, data, task.job.adapter.fields, num_bytes=num_bytes, sha256=sha256)
     return _ShardResult(task.split, record, rejected, len(task.numbers), kept=True)
@@ -315,7 +327,7 @@ def _claim(storage: Storage, manifest: Manifest, *, overwrite: bool) -> None:
             found = Manifest.model_validate_json(storage.read(MANIFEST))
         except ValidationError:
             found = None
-        if found == manifest:
+        if found == manifest and not overwrite:
             storage.delete("dataset.json")
             return
     elif not any(True for _ in storage.list()):
@@ -333,7 +345,7 @@ def _claim(storage: Storage, manifest: Manifest, *, overwrite: bool) -> None:
 
 def _is_ours(key: str) -> bool:
     return key in ("dataset.json", MANIFEST, _COPIES, "rejected.csv") or bool(
-        re.fullmatch(r"[\w-]+/(index\.json|shards\.npz|shard-\d+\.(tar|npz))", key)
+        re.fullmatch(r"[\w-]+/(index\.json|shards\.npz|shard-\d+\.(tar|npz|sources\.npz))", key)
     )
 
 

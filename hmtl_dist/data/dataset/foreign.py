@@ -9,25 +9,22 @@ What becomes of the entries of KEY.json (and of KEY.cls, as an entry `cls`):
   lists and nested entries; the report says so.
 """
 
-import io
 import json
 import re
-import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Literal, Self, cast
 
-import xxhash
-
-from hmtl_dist.config.dialect import parse_json
-from hmtl_dist.data.dataset.index import table_key
-from hmtl_dist.data.dataset.labels import MAX_CLASSES, MAX_NUMBER, LabelSpec
+from hmtl_dist.data.dataset.index import open_dataset, open_index, table_key
+from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, read_value
 from hmtl_dist.data.dataset.pool import run_tasks
 from hmtl_dist.data.dataset.schema import Field, IndexHeader, LabelValue
 from hmtl_dist.data.dataset.tables import encode_table
+from hmtl_dist.data.dataset.tars import JsonValue, find_tars, read_tar
+from hmtl_dist.data.dataset.values import class_of, is_missing
 from hmtl_dist.data.dataset.writing import (
     SampleRow,
     ShardRecord,
@@ -40,17 +37,6 @@ from hmtl_dist.data.storage import Storage, open_storage
 from hmtl_dist.data.storage.hashing import HashingReader
 from hmtl_dist.errors import UserError
 
-_PICTURES = ("jpg", "jpeg", "png")
-_MAX_ENTRY_BYTES = 16 << 20
-"""A KEY.json or KEY.cls larger than this is no set of labels."""
-
-# In `fromtarfile` the name of the module is the name of an argument.
-_READ_ERROR = tarfile.ReadError
-_HEADER_ERROR = tarfile.HeaderError
-_END = cast("type[Exception]", tarfile.EOFHeaderError)  # pyright: ignore[reportAttributeAccessIssue]  # left out of the stubs
-
-JsonValue = str | float | bool | list[object] | dict[str, object] | None
-
 
 @dataclass(frozen=True)
 class ForeignReport:
@@ -60,8 +46,21 @@ class ForeignReport:
     """The index of each split."""
     left_out: Mapping[str, str]
     """Entries of KEY.json that became no label, and why."""
-    without_picture: int
-    """Samples without a jpg, jpeg or png; they are not in the index."""
+    without_picture: int = 0
+    """Samples without a jpg, jpeg, png or webp; they are not in the index."""
+    without_labels: int = 0
+    """Samples that have neither a KEY.json nor a KEY.cls."""
+    passed_over: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What looks like shards and was not read, and why."""
+    doubled: Sequence[str] = ()
+    """Files of a kind that their sample has already, as TAR: NAME."""
+    others: Counter[str] = field(default_factory=Counter[str])
+    """Files that are neither pictures nor labels, by their ending."""
+
+    @property
+    def told(self) -> bool:
+        """Whether something was left out that should be looked at."""
+        return bool(self.without_picture or self.without_labels or self.passed_over or self.doubled)
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,11 @@ class _Scanned:
     num_bytes: int
     sha256: bytes
     rows: Path
-    without_picture: int
     seen: dict[str, "_Seen"]
+    without_picture: int
+    without_labels: int
+    doubled: list[str]
+    others: Counter[str]
 
 
 @dataclass
@@ -86,15 +88,16 @@ class _Seen:
     count: int = 0
 
     def add(self, value: JsonValue) -> None:
-        if value is None or value == "":
-            return
-        self.count += 1
         if isinstance(value, (list, dict)):
+            self.count += 1
             self.kinds.add("nested")
             return
+        if value is None or is_missing(value):
+            return
+        self.count += 1
         self.kinds.add("number" if isinstance(value, (int, float)) and not isinstance(value, bool) else "text")
         if len(self.texts) <= MAX_CLASSES:
-            self.texts.add(_as_text(value))
+            self.texts.add(class_of(value))
 
     def merge(self, other: "_Seen") -> None:
         self.kinds |= other.kinds
@@ -110,34 +113,27 @@ class _ScanJob:
     rows: Path
 
 
-@dataclass
-class _Member:
-    """The files of a tar that share a key, as far as they have been read."""
-
-    key: str
-    picture: tuple[int, int, int] | None = None
-    entries: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
-
-
 def index_shards(
     url: str,
     *,
     labels: Sequence[LabelSpec] = (),
     group: str | None = None,
+    split: str | None = None,
     num_workers: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ForeignReport:
     """Write the index of tars made by `webdataset.ShardWriter` or any other tool.
 
-    A sample is a KEY.jpg (jpeg, png) with a KEY.json, a KEY.cls, or both.
+    A sample is a KEY.jpg (jpeg, png, webp) with a KEY.json, a KEY.cls, or both, anywhere in one tar (see `tars`).
 
-    Tars in a folder of `url` form the split of that name. Tars in `url` itself form splits by their name without its
-    number (`train-000000.tar` is of split `train`; without a name, `train`).
+    Tars in a folder of `url` form the split of that name. Tars in `url` itself form splits by what tells their names
+    apart beside the running number. What an index that is there already says of groups and units is kept.
 
     Args:
         url: the data set.
         labels: what to make of entries whose kind is not told right by their values.
-        group: entry that says whom a sample belongs to.
+        group: entry that says whom a sample belongs to; that of an index that is there already if empty.
+        split: of the tars in `url` itself, instead of what their names say.
         num_workers: processes that read tars.
         on_progress: called with the tars done and the tars in all.
 
@@ -146,7 +142,8 @@ def index_shards(
     """
     url = url.rstrip("/")
     storage = open_storage(url)
-    tars = _find_tars(storage)
+    found = find_tars(storage, split)
+    tars = found.tars
     with tempfile.TemporaryDirectory(prefix="hmtl-index-") as folder:
         tasks = (
             _ScanJob(url, split, key, Path(folder) / f"{number}.jsonl") for number, (split, key) in enumerate(tars)
@@ -157,28 +154,19 @@ def index_shards(
             scanned.append(result)
             on_progress(len(scanned), len(tars))
         scanned.sort(key=lambda shard: (shard.split, shard.key))
-        fields, left_out = _infer_fields(scanned, labels, group)
+        known = _known(url)
+        group = group or (known.group if known else None)
+        fields, left_out = _infer_fields(scanned, labels, group, known)
         headers = _write_tables(storage, scanned, fields, group)
-    return ForeignReport(headers, left_out, sum(shard.without_picture for shard in scanned))
-
-
-def _find_tars(storage: Storage) -> list[tuple[str, str]]:
-    """Split and key of every tar."""
-    found: list[tuple[str, str]] = []
-    compressed = ""
-    for info in storage.list():
-        folder, _, name = info.key.rpartition("/")
-        if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-            compressed = info.key
-        if name.endswith(".tar") and "/" not in folder:
-            split = folder or re.sub(r"[^A-Za-z]*\d.*$", "", name.removesuffix(".tar")) or "train"
-            found.append((split, info.key))
-    if not found:
-        hint = (
-            f"; {compressed} is compressed, and single samples cannot be read from it: unpack it" if compressed else ""
-        )
-        raise UserError(f"no shards (NAME.tar or SPLIT/NAME.tar) under {storage.url}{hint}")
-    return found
+    return ForeignReport(
+        headers,
+        left_out,
+        without_picture=sum(shard.without_picture for shard in scanned),
+        without_labels=sum(shard.without_labels for shard in scanned),
+        passed_over=found.passed_over,
+        doubled=[name for shard in scanned for name in shard.doubled],
+        others=sum((shard.others for shard in scanned), Counter[str]()),
+    )
 
 
 @lru_cache(maxsize=2)
@@ -189,109 +177,41 @@ def _storage(url: str) -> Storage:
 def _scan(task: _ScanJob) -> _Scanned:
     """Read one tar from end to end (in a worker process)."""
     seen: dict[str, _Seen] = {}
-    without_picture = 0
-    with _storage(task.url).open_read(task.key) as stream, task.rows.open("w") as rows:
+    where = f"{task.url}/{task.key}"
+    with _storage(task.url).open_read(task.key) as stream:
         reader = HashingReader(stream)
-        for member in _members(reader, f"{task.url}/{task.key}"):
-            if member.picture is None:
-                without_picture += 1
-                continue
+        contents = read_tar(reader, where)
+        reader.finish()  # what follows the last member belongs to the digest too
+    pictured = [member for member in contents.members.values() if member.picture is not None]
+    with task.rows.open("w", encoding="utf-8") as rows:
+        for member in pictured:
             for name, value in member.entries.items():
                 seen.setdefault(name, _Seen()).add(value)
-            rows.write(json.dumps([member.key, *member.picture, member.entries]) + "\n")
-        reader.finish()  # what follows the last member belongs to the digest too
-    return _Scanned(task.split, task.key, reader.size, reader.sha256.digest(), task.rows, without_picture, seen)
+            rows.write(json.dumps([member.key, *(member.picture or ()), member.entries]) + "\n")
+    return _Scanned(
+        split=task.split,
+        key=task.key,
+        num_bytes=reader.size,
+        sha256=reader.sha256.digest(),
+        rows=task.rows,
+        seen=seen,
+        without_picture=len(contents.members) - len(pictured),
+        without_labels=sum(member.kinds == {"picture"} for member in pictured),
+        doubled=[f"{task.key}: {name}" for name in contents.doubled],
+        others=contents.others,
+    )
 
 
-def _members(reader: HashingReader, where: str) -> Iterator[_Member]:
-    """Files of the same key lie side by side, as webdataset groups them."""
-    current: _Member | None = None
+def _known(url: str) -> IndexHeader | None:
+    """What an index says that is there already, one of ours or of an earlier call."""
     try:
-        with tarfile.open(fileobj=cast(BinaryIO, reader), mode="r|", tarinfo=_StrictInfo) as tar:
-            for info in tar:
-                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else all headers stay in memory
-                folder, slash, name = info.name.rpartition("/")
-                key, _, extension = name.partition(".")
-                if info.issym() or info.islnk():
-                    raise UserError(
-                        f"{where}: {_printable(info.name)} is a link, not a file: make the tar with files alone "
-                        "(tar --dereference --hard-dereference)"
-                    )
-                if not info.isreg() or not key or not extension:
-                    continue
-                key = folder + slash + key
-                if _printable(key) != key:
-                    raise UserError(
-                        f"{where}: the name {_printable(key)!r} is no UTF-8: rename it and make the tar again"
-                    )
-                if current is None or current.key != key:
-                    if current is not None:
-                        yield current
-                    current = _Member(key)
-                _add_file(current, tar, info, extension.lower(), where)
-            _refuse_rest(tar)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{where} is damaged or no tar: {error}; make it again") from error
-    if current is not None:
-        yield current
-
-
-class _StrictInfo(tarfile.TarInfo):
-    """A header that must be whole: `tarfile` takes a torn one for the end, and what follows would go missing unseen."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tarfile)
-        except _END:
-            raise
-        except _HEADER_ERROR as error:
-            raise _READ_ERROR(f"{error} at byte {tarfile.offset}") from error
-
-
-def _refuse_rest(tar: tarfile.TarFile) -> None:
-    """Read what follows the mark of the end; anything but zeros is a part that would be left out."""
-    stream = cast(BinaryIO, tar.fileobj)
-    while rest := stream.read(1 << 20):
-        if rest.count(0) != len(rest):
-            raise tarfile.ReadError("there is more behind its end")
-
-
-def _add_file(member: _Member, tar: tarfile.TarFile, info: tarfile.TarInfo, extension: str, where: str) -> None:
-    if extension not in (*_PICTURES, "json", "cls"):
-        return
-    if extension not in _PICTURES and info.size > _MAX_ENTRY_BYTES:
-        raise UserError(f"{where}: {info.name} has {info.size} bytes, too many for labels")
-    data = cast(io.BufferedReader, tar.extractfile(info)).read()
-    if len(data) != info.size:
-        raise UserError(f"{where} ends in the middle of {info.name}: make it again")
-    if extension in _PICTURES:
-        member.picture = (info.offset_data, info.size, xxhash.xxh3_64_intdigest(data))
-        return
-    if extension == "cls":
-        member.entries["cls"] = data.decode(errors="replace").strip()
-        return
-    try:
-        entries: object = parse_json(data)
-        _refuse_surrogates(entries)
-    except ValueError as error:
-        raise UserError(f"{where}: {info.name} is no JSON: {error}") from error
-    if isinstance(entries, dict):
-        member.entries.update(cast(dict[str, JsonValue], entries))
-
-
-def _printable(text: str) -> str:
-    """A name of a tar without the bytes that are no UTF-8."""
-    return text.encode(errors="replace").decode()
-
-
-def _refuse_surrogates(entries: object) -> None:
-    """Raise `ValueError` where a name or text holds half a character, which JSON can write and UTF-8 cannot."""
-    json.dumps(entries, ensure_ascii=False).encode()
+        return open_index(url, open_dataset(url).splits[0]).header
+    except UserError:  # there is none that can be read
+        return None
 
 
 def _infer_fields(
-    scanned: Sequence[_Scanned], labels: Sequence[LabelSpec], group: str | None
+    scanned: Sequence[_Scanned], labels: Sequence[LabelSpec], group: str | None, known: IndexHeader | None
 ) -> tuple[dict[str, Field], dict[str, str]]:
     seen: dict[str, _Seen] = {}
     for shard in scanned:
@@ -300,12 +220,19 @@ def _infer_fields(
     wanted = {spec.name: spec for spec in labels}
     for name in [*wanted, *([group] if group else [])]:
         if name not in seen:
-            known = ", ".join(sorted(seen)) or "none"
-            raise UserError(f"no sample has an entry {name!r}: the entries found are {known}")
+            there = ", ".join(sorted(seen)) or "none"
+            raise UserError(f"no sample has an entry {name!r}: the entries found are {there}")
     fields: dict[str, Field] = {}
     left_out: dict[str, str] = {}
     for name, values in seen.items():
         if name == group and name not in wanted:
+            continue
+        before = known.fields.get(name) if known else None
+        if known and before is None and name not in wanted:
+            left_out[name] = "is no label of the index that was there; --label makes it one"
+            continue
+        if before and name not in wanted and _fits(before, values):
+            fields[name] = before
             continue
         made = _field_of(name, values, wanted.get(name))
         if isinstance(made, Field):
@@ -313,6 +240,13 @@ def _infer_fields(
         else:
             left_out[name] = made
     return fields, left_out
+
+
+def _fits(before: Field, values: _Seen) -> bool:
+    """Whether a label may stay what an index says that it is."""
+    if before.kind == "category":
+        return values.texts <= set(before.classes)
+    return values.kinds <= {"number"}
 
 
 def _field_of(name: str, values: _Seen, spec: LabelSpec | None) -> Field | str:
@@ -340,12 +274,6 @@ def _class_order(name: str) -> tuple[int, float, str]:
     return (0, float(name), name) if re.fullmatch(r"-?\d+(\.\d+)?", name) else (1, 0.0, name)
 
 
-def _as_text(value: JsonValue) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)
-
-
 def _write_tables(
     storage: Storage, scanned: Sequence[_Scanned], fields: Mapping[str, Field], group: str | None
 ) -> dict[str, IndexHeader]:
@@ -363,34 +291,34 @@ def _write_tables(
             storage.write(table_key(split, shard.key), table)
             records.append(shard_record(shard.key, table, fields, num_bytes=shard.num_bytes, sha256=shard.sha256))
         if not records:
-            raise UserError(f"no sample of split {split} under {storage.url} has a jpg, jpeg or png: nothing to index")
+            raise UserError(
+                f"no sample of split {split} under {storage.url} has a jpg, jpeg, png or webp: nothing to index"
+            )
         headers[split] = write_index(storage, dataset, split, records, fields=fields, group=group)
     write_dataset(storage, dataset, list(headers))
     return headers
 
 
 def _read_rows(shard: _Scanned, fields: Mapping[str, Field], group: str | None) -> Iterator[SampleRow]:
-    with shard.rows.open() as lines:
+    with shard.rows.open(encoding="utf-8") as lines:
         for line in lines:
             key, offset, length, digest, entries = json.loads(line)
-            labels = {name: _label(entries.get(name), name, one, shard.key) for name, one in fields.items()}
+            where = f"{shard.key}: {key}"
+            labels = {name: _label(entries.get(name), name, one, where) for name, one in fields.items()}
             whose = entries.get(group) if group else None
-            yield SampleRow(key, offset, length, digest, labels, None if whose is None else _as_text(whose))
+            yield SampleRow(key, offset, length, digest, labels, _group_of(whose))
+
+
+def _group_of(value: JsonValue) -> str | None:
+    if isinstance(value, (list, dict)):
+        return str(value)
+    return None if value is None or is_missing(value) else class_of(value)
 
 
 def _label(value: JsonValue, name: str, one: Field, where: str) -> LabelValue:
-    if value is None or value == "":
-        return None
-    kind: Literal["category", "number"] = one.kind
-    text = _as_text(value)
-    if kind == "category":
-        if text not in one.classes:
-            raise UserError(f"{where}: {name} is {text!r}, not one of {', '.join(one.classes)}")
-        return text
+    if isinstance(value, (list, dict)):
+        raise UserError(f"{where}: {name} is a list or nested: it is no {one.kind}")
     try:
-        number = float(text)
-    except ValueError:
-        raise UserError(f"{where}: {name} is {text!r}, not a number: give '--label {name}:category'") from None
-    if abs(number) > MAX_NUMBER:
-        raise UserError(f"{where}: {name} is {text}, too large for a label")
-    return number
+        return read_value(value, name, one)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; `--label {name}:category` or `{name}:number` says what it is") from None

@@ -1,20 +1,14 @@
 """Labels as people write them: `expression`, `expression:category:neutral,happy`, `age:number:years`."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from hmtl_dist.data.dataset.schema import Field, LabelValue
+from hmtl_dist.data.dataset.values import Value, class_of, is_missing, number_of
 from hmtl_dist.errors import UserError
 
 MAX_CLASSES = 1000
 """A column of texts with more different values than this is no category (names of files, free text)."""
-MAX_NUMBER = float(np.finfo(np.float32).max)
-"""Largest number that a label can be, as labels are stored."""
-MISSING = frozenset({"", "na", "n/a", "nan", "null"})
-"""What tables write, in any case of letters, where there is no value."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +53,21 @@ def parse_labels(texts: Sequence[str]) -> list[LabelSpec]:
     return specs
 
 
-def read_value(text: str, name: str, field: Field) -> LabelValue:
-    """A label from its text; None when the text says that there is none.
+def read_value(value: Value, name: str, field: Field) -> LabelValue:
+    """A label from a cell of a table or an entry of JSON, by the rules of `values`; None where there is none.
 
     Raises:
         ValueError: when it is no class of the category, or no finite number.
     """
-    text = text.strip()
-    if field.kind == "category" and text in field.classes:
-        return text
-    if is_missing(text):
+    if field.kind == "category":
+        for one in () if value is None else (str(value).strip(), class_of(value)):
+            if one in field.classes:  # also one that would mean "missing" elsewhere, where it was asked for by name
+                return one
+    if value is None or is_missing(value):
         return None
     if field.kind == "category":
-        raise ValueError(f"{name} is {text!r}, not one of {', '.join(field.classes)}")
+        raise ValueError(f"{name} is {value!r}, not one of {', '.join(field.classes)}")
     try:
-        number = float(text)
+        return number_of(value)
     except ValueError:
-        number = math.nan
-    if math.isnan(number) or abs(number) > MAX_NUMBER:
-        raise ValueError(f"{name} is {text!r}, not a number")
-    return number
-
-
-def is_missing(text: str) -> bool:
-    """Whether a table's text says that there is no value."""
-    return text.strip().lower() in MISSING
+        raise ValueError(f"{name} is {value!r}, not a number") from None

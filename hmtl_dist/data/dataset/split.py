@@ -11,6 +11,20 @@ from numpy.typing import NDArray
 from hmtl_dist import rng
 from hmtl_dist.errors import UserError
 
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Our names of splits by the names that people give them, in any case."""
+ORDER = ("train", "val", "test")
+"""In which order they are told."""
+
 
 def parse_split(text: str) -> dict[str, float]:
     """Read `train=0.8,val=0.2`.

@@ -3,6 +3,8 @@
 import hashlib
 from typing import BinaryIO
 
+_HEAD = 16
+
 
 class HashingWriter:
     """Hands on what is written to it."""
@@ -26,12 +28,16 @@ class HashingReader:
         self._stream = stream
         self.sha256 = hashlib.sha256()
         self.size = 0
+        self.head = b""
+        """The first bytes that were read, 16 or fewer."""
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes; all that are left when negative."""
         data = self._stream.read(size)
         self.sha256.update(data)
         self.size += len(data)
+        if len(self.head) < _HEAD:
+            self.head += data[: _HEAD - len(self.head)]
         return data
 
     def finish(self) -> None:

@@ -212,6 +212,7 @@ BAD = {
     "inf.jpg": (jpeg(4, 24), ("inf.jpg", "x", "calm", "inf"), "age is 'inf', not a number"),
     "line 42": (None, ("", "x", "calm", "1"), "column file is empty"),
     "short.jpg": (jpeg(5, 24), ("short.jpg", "x", "calm"), "more or fewer cells than the header line"),
+    "n" * 300 + ".jpg": (None, ("n" * 300 + ".jpg", "x", "calm", "1"), "longer than 255 bytes"),
     "long.jpg": (jpeg(6, 24), ("long.jpg", "x", "", "calm", "1"), "more or fewer cells than the header line"),
 }
 
@@ -245,9 +246,74 @@ def test_nothing_usable_is_an_error_with_the_first_reasons(tmp_path: Path) -> No
 def test_a_stray_quote_does_not_swallow_the_rows_behind_it(tmp_path: Path) -> None:
     write_folder(tmp_path)
     table = tmp_path / "labels.csv"
-    table.write_text(table.read_text().replace("3.jpg", '"3.jpg', 1))
-    with pytest.raises(UserError, match=r"labels\.csv is no CSV file in UTF-8: "):
+    text = table.read_text()
+    line = text[: text.index("3.jpg")].count("\n") + 1
+    table.write_text(text.replace("3.jpg", '"3.jpg', 1))
+    with pytest.raises(UserError, match=rf"labels\.csv: the row that begins in line {line} is no CSV .*not closed"):
         FolderAdapter(str(tmp_path / "src"), table, file_column="file", specs=parse_labels(["mood"]))
+
+
+@pytest.mark.parametrize("column", ["file", "notes"])
+def test_a_quote_that_another_row_closes_does_not_swallow_those_between(tmp_path: Path, column: str) -> None:
+    rows = [f'{n}.jpg,calm,"note {n}"' for n in range(10)]
+    rows[2] = '"2.jpg,calm,note 2' if column == "file" else '2.jpg,calm,"note 2'
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["file,mood,notes", *rows[:7], *(row.replace('"', "") for row in rows[7:])]))
+    (tmp_path / "src").mkdir()
+    with pytest.raises(UserError, match=r"labels\.csv: .*begins in line 4.*quote"):
+        list(FolderAdapter(str(tmp_path / "src"), table, file_column="file", specs=parse_labels(["mood"])).refs())
+
+
+def test_rows_that_lie_in_a_cell_of_another_row_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text('file,mood,notes\n0.jpg,calm,"six\n1.jpg,glad,seven\n2.jpg,calm,8 inch"\n3.jpg,calm,\n')
+    (tmp_path / "src").mkdir()
+    with pytest.raises(UserError, match=r"column 'notes' of the row that begins in line 2 goes on to line 4 and holds"):
+        list(FolderAdapter(str(tmp_path / "src"), table, file_column="file", specs=parse_labels(["mood"])).refs())
+
+
+def test_a_text_of_several_lines_is_no_broken_row(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text('file,mood,notes\n0.jpg,calm,"one\ntwo, and\nthree"\n1.jpg,glad,\n')
+    (tmp_path / "src").mkdir()
+    adapter = FolderAdapter(str(tmp_path / "src"), table, file_column="file", specs=parse_labels(["mood"]))
+    assert [ref.name for ref in adapter.refs()] == ["0.jpg", "1.jpg"]
+
+
+@pytest.mark.parametrize("change", ["copied in", "replaced", "replaced by another of the same size"])
+@pytest.mark.parametrize("drop_duplicates", [False, True])
+def test_a_build_that_goes_on_sees_what_became_of_its_sources(
+    tmp_path: Path, change: str, drop_duplicates: bool
+) -> None:
+    adapter = write_folder(tmp_path, (BAD["missing.jpg"][1],))
+    settings = SETTINGS.model_copy(update={"drop_duplicates": drop_duplicates})
+    out = str(tmp_path / "out")
+    build(adapter, out, settings)
+    before = pictures_of(out)
+    file = tmp_path / "src" / ("missing.jpg" if change == "copied in" else "3.jpg")
+    new = jpeg(77, 24)
+    if change.endswith("size"):
+        old = file.read_bytes()
+        new = old[:-2] + b"\xff\xd9" if old[-2:] != b"\xff\xd9" else jpeg(3, 24)
+        new = new.ljust(len(old), b"\0")
+    file.write_bytes(new)
+
+    report = build(adapter, out, settings)
+
+    anew = str(tmp_path / "anew")
+    build(adapter, anew, settings)
+    assert pictures_of(out) == pictures_of(anew)
+    assert open_index(out, "train").header.digest == open_index(anew, "train").header.digest
+    assert report.kept_shards > 0  # the others are not made again
+    assert len(pictures_of(out)) == len(before) + (change == "copied in")
+
+
+def test_overwrite_builds_anew_what_was_built_the_same_way(tmp_path: Path) -> None:
+    adapter = write_folder(tmp_path)
+    out = str(tmp_path / "out")
+    build(adapter, out, SETTINGS)
+    assert build(adapter, out, SETTINGS).kept_shards > 0
+    assert build(adapter, out, SETTINGS, overwrite=True).kept_shards == 0
 
 
 def test_a_label_of_two_columns_is_refused(tmp_path: Path) -> None:
