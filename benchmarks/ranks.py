@@ -34,6 +34,9 @@ class Silent:
     def progress(self, progress: Progress) -> None:
         """Say nothing."""
 
+    def note(self, line: str) -> None:
+        """Say nothing."""
+
     def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
         """Report nothing."""
 

@@ -24,7 +24,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -60,8 +60,8 @@ def measure(config: RunConfig, rank_context: RankContext, listener: Listener) ->
         make(self, config, rank_context)
         marks.append(time.time())
 
-    def restored(self: Saver) -> Restored | None:
-        found = restore(self)
+    def restored(self: Saver, say: Callable[[str], None] = print) -> Restored | None:
+        found = restore(self, say)
         marks.append(time.time())
         return found
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hmtl_dist.console import Console, ProgressBar
     from hmtl_dist.data.storage.waits import Wait
-    from hmtl_dist.launch.driver import Finished
+    from hmtl_dist.launch.driver import Again, Finished
     from hmtl_dist.run_config import RunConfig
     from hmtl_dist.train.base import Progress as Step
 
@@ -29,6 +29,9 @@ Overrides = Annotated[
 ]
 AllowChanges = Annotated[
     bool, typer.Option("--allow-changes", help="Go on although settings differ from those the run was begun with.")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Begin anew: remove the checkpoints that a run of this name has left.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, progress left out.")]
 
@@ -52,13 +55,17 @@ def config(recipe: Recipe, overrides: Overrides = None) -> None:
 
 @app.command()
 def train(
-    recipe: Recipe, overrides: Overrides = None, allow_changes: AllowChanges = False, as_json: AsJson = False
+    recipe: Recipe,
+    overrides: Overrides = None,
+    allow_changes: AllowChanges = False,
+    restart: Restart = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a recipe; the same command again goes on where the run stopped."""
     from hmtl_dist.config.io import load_tree
     from hmtl_dist.run_config import RunConfig
 
-    _train(load_tree(RunConfig, recipe, overrides or ()), allow_changes, as_json)
+    _train(load_tree(RunConfig, recipe, overrides or ()), as_json, _again(restart=restart, allow_changes=allow_changes))
 
 
 @app.command()
@@ -71,7 +78,7 @@ def resume(
     """Go on with a run that stopped or was killed, with the settings it was begun with."""
     from hmtl_dist.launch.record import load_run
 
-    _train(load_run(run_name, overrides or ()), allow_changes, as_json)
+    _train(load_run(run_name, overrides or ()), as_json, _again(allow_changes=allow_changes))
 
 
 @app.command()
@@ -101,12 +108,16 @@ def sync(
         console.say(f"MLflow     {synced.run_url}")
 
 
-def _train(tree: "RunConfig", allow_changes: bool, as_json: bool) -> None:
+def _again(*, restart: bool = False, allow_changes: bool = False) -> "Again":
+    return "anew" if restart else "changed" if allow_changes else "unchanged"
+
+
+def _train(tree: "RunConfig", as_json: bool, again: "Again") -> None:
     from hmtl_dist.console import Console
 
     speaks = os.environ.get("RANK", "0") == "0"  # under torchrun every rank comes here
     with Console() as console:
-        finished = run(tree, console, quiet=as_json or not speaks, allow_changes=allow_changes)
+        finished = run(tree, console, quiet=as_json or not speaks, again=again)
         if not speaks:
             pass
         elif as_json:
@@ -177,20 +188,17 @@ def _groups(given: Sequence[str]) -> dict[str, list[float]]:
     return groups
 
 
-def run(config: "RunConfig", console: "Console", *, quiet: bool = False, allow_changes: bool = False) -> "Finished":
+def run(config: "RunConfig", console: "Console", *, quiet: bool = False, again: "Again" = "unchanged") -> "Finished":
     """Train, with progress on the console and everybody else's output in the run's log."""
     from hmtl_dist.config.io import home
     from hmtl_dist.data.storage.waits import WaitNotice
-    from hmtl_dist.engine.checkpoint import complete_steps
     from hmtl_dist.launch.driver import drive
-    from hmtl_dist.launch.folders import run_folder
     from hmtl_dist.tracking.redact import redact
-    from hmtl_dist.train.saving import checkpoints_folder
 
     log = home() / "runs" / config.name / "log.txt"
     with console.capture(log, redact):
         if quiet:
-            return drive(config, lambda step: None, allow_changes=allow_changes)
+            return drive(config, lambda step: None, again=again)
 
         def stopping() -> None:
             console.interrupt("stopping in order, with a checkpoint; Ctrl-C again stops at once")
@@ -198,13 +206,16 @@ def run(config: "RunConfig", console: "Console", *, quiet: bool = False, allow_c
         workers = config.launch.num_workers
         how_many = "as many workers as there is room for" if workers == "auto" else f"{workers} worker(s)"
         console.say(f"run {config.name}: {how_many}, log {log}")
-        if steps := complete_steps(checkpoints_folder(run_folder(config))):
-            console.say(f"goes on from step {steps[-1]}")
         with ExitStack() as stack:
             view = _View(console, stack)
             stack.enter_context(WaitNotice(view.wait))
             return drive(
-                config, view.show, allow_changes=allow_changes, on_stop=stopping, say=console.say, on_wait=view.wait
+                config,
+                view.show,
+                again=again,
+                on_stop=stopping,
+                say=console.say,
+                on_wait=view.wait,
             )
 
 

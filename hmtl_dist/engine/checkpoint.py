@@ -18,9 +18,9 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field, ValidationError
@@ -40,12 +40,20 @@ MODEL = "model"
 ENGINE_PARTS = (MODEL, "optimizer", "ema")
 READ_BYTES = 1 << 20
 SCRATCH_PREFIX = "hmtl-checkpoint-"
+SHOWN_DAMAGED = 3
+"""Most damaged checkpoints that one line names."""
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
 class DamagedCheckpointError(UserError):
     """A checkpoint that is not whole, or whose bytes are not those that were written."""
+
+
+class TornCheckpointError(DamagedCheckpointError):
+    """One whose manifest is not there: its writer was killed before the end."""
 
 
 class _File(Section):
@@ -160,44 +168,63 @@ def complete_steps(url: str) -> list[int]:
     return sorted(_steps(storage, MANIFEST))
 
 
-def load_newest(url: str) -> tuple[str, EngineState, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Read the newest checkpoint that is whole, once; None if there is none.
-
-    A torn or damaged checkpoint is passed over with a warning in the log.
+def load_newest(
+    url: str, say: Callable[[str], None] = logger.warning
+) -> tuple[str, EngineState, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Read the newest checkpoint that is whole, once; None if none was ever written to its end.
 
     Args:
         url: Folder or `s3://` URL of the run's checkpoints.
+        say: Called with a line for each torn or damaged checkpoint that is passed over.
 
     Returns:
         Its URL, and what `load_checkpoint` returns.
 
     Raises:
+        DamagedCheckpointError: There are some, and none of them is whole.
         UserError: The storage refuses, or the newest checkpoint is of an unknown format.
     """
-    for name in _newest_first(open_storage(url)):
+
+    def read(name: str) -> tuple[str, EngineState, dict[str, dict[str, Tensor]], dict[str, Any]]:
         checkpoint = f"{url.rstrip('/')}/{name}"
-        try:
-            return (checkpoint, *load_checkpoint(checkpoint))
-        except DamagedCheckpointError as error:
-            _pass_over(name, error)
-    return None
+        return (checkpoint, *load_checkpoint(checkpoint))
+
+    return _newest(url, read, say)
 
 
 def newest_manifest(url: str) -> dict[str, Any] | None:
-    """Return the caller's own entries of the newest readable manifest, None if there is none; nothing else is read.
+    """Return the caller's own entries of the newest readable manifest; nothing else is read.
 
     Args:
         url: Folder or `s3://` URL of the run's checkpoints.
 
+    Returns:
+        The entries; None if no checkpoint was ever written to its end.
+
     Raises:
+        DamagedCheckpointError: There are manifests, and none of them can be read.
         UserError: The storage refuses, or the newest checkpoint is of an unknown format.
     """
     storage = open_storage(url)
-    for name in _newest_first(storage):
+    return _newest(url, lambda name: _read_manifest(storage, f"{name}/", url).entries, lambda line: None)
+
+
+def _newest(url: str, read: Callable[[str], T], say: Callable[[str], None]) -> T | None:
+    """Read the newest checkpoint that can be read."""
+    damaged: list[str] = []
+    for name in _newest_first(open_storage(url)):
         try:
-            return _read_manifest(storage, f"{name}/", url).entries
-        except DamagedCheckpointError:
-            continue
+            return read(name)
+        except DamagedCheckpointError as error:
+            say(f"passing over {name}: {error}")
+            if not isinstance(error, TornCheckpointError):
+                damaged.append(str(error))
+    if damaged:
+        more = f" (and {len(damaged) - SHOWN_DAMAGED} more)" if len(damaged) > SHOWN_DAMAGED else ""
+        raise DamagedCheckpointError(
+            f"no checkpoint in {url} is whole: {'; '.join(damaged[:SHOWN_DAMAGED])}{more}; put a copy of its files "
+            "back, or begin anew by `train` with --restart"
+        )
     return None
 
 
@@ -265,10 +292,6 @@ def _newest_first(storage: Storage) -> Iterator[str]:
     return map(_folder_name, sorted(_steps(storage), reverse=True))
 
 
-def _pass_over(name: str, error: UserError) -> None:
-    logger.warning("passing over checkpoint %s: %s", name, error)
-
-
 def _remove_folder(url: str, name: str) -> None:
     """Remove the local folder of a checkpoint, with what a killed writer left in it; S3 has no folders."""
     if "://" not in url:
@@ -304,7 +327,7 @@ def _read_manifest(storage: Storage, folder: str, url: str) -> _Manifest:
     try:
         sealed = parse_json(storage.read(f"{folder}{MANIFEST}"))
     except ObjectMissingError as error:
-        raise DamagedCheckpointError(f"{where} is no checkpoint: it has no {MANIFEST}") from error
+        raise TornCheckpointError(f"{where} is no checkpoint: it has no {MANIFEST}") from error
     except ValueError as error:
         raise DamagedCheckpointError(f"checkpoint {where} is damaged: {MANIFEST} is no JSON") from error
     try:

@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from hmtl_dist.data.storage.config import settings as storage_settings
 from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.engine.checkpoint import complete_steps, newest_manifest
 from hmtl_dist.launch.cost import Cost, account
+from hmtl_dist.launch.discard import discard
 from hmtl_dist.launch.folders import run_folder
 from hmtl_dist.launch.lock import only_one
 from hmtl_dist.launch.preflight import check_data
@@ -20,6 +21,10 @@ from hmtl_dist.tracking.config import Recording, resolve
 from hmtl_dist.tracking.runs import finish_run, record_metrics, run_url
 from hmtl_dist.train.base import Callback, Listener, Outcome, Progress, RunContext
 from hmtl_dist.train.saving import check_changes, checkpoints_folder, read_entries
+
+Again = Literal["unchanged", "changed", "anew"]
+"""How a run of the same name goes on: with the settings it was begun with, or else it is refused; with others, whatever
+that does to it; or from nothing, its checkpoints removed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def drive(
     config: RunConfig,
     show: Callable[[Progress], None],
     *,
-    allow_changes: bool = False,
+    again: Again = "unchanged",
     on_stop: Callable[[], None] = lambda: None,
     listener: Listener | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -56,7 +61,7 @@ def drive(
     Args:
         config: The resolved configuration.
         show: Called with every line of progress.
-        allow_changes: Go on with another configuration than the run was begun with, whatever that does to it.
+        again: What becomes of a run of this name that was begun with other settings.
         on_stop: Called once, inside a signal's handler, when the user asks for an orderly stop; it may take no lock.
         listener: Who is told too, and may ask to stop, such as a search. With `launch.kind=local` it is told all that
             a rank has to say, instead of `show`; with Ray it is only asked whether to stop.
@@ -75,8 +80,10 @@ def drive(
     check_data(config)
     with storage_settings(config.storage), only_one(folder, config.name):
         check_place(config, folder)
+        if again == "anew":
+            discard(config)
         manifest = newest_manifest(checkpoints_folder(folder))
-        if manifest and not allow_changes:
+        if manifest and again == "unchanged":
             check_changes(manifest, config)
         run = replace(_begin(config, folder, manifest, parent), callbacks=tuple(callbacks))
         try:
@@ -120,7 +127,7 @@ def _run(
         if config.launch.kind == "local":
             from hmtl_dist.launch.local import run_local
 
-            outcome = run_local(config, show, run=run, on_stop=on_stop, listener=listener)
+            outcome = run_local(config, show, run=run, on_stop=on_stop, listener=listener, say=say)
         else:
             from hmtl_dist.launch.ray_train import run_ray
 

@@ -5,6 +5,11 @@ from pathlib import Path
 from hmtl_dist.config.io import home
 from hmtl_dist.run_config import RunConfig
 
+RECORD = "run.json"
+"""File of a run's folder: how it was started last."""
+ADOPTED = "adopted.txt"
+"""File of a run's folder: the checkpoint of another run that it has taken last."""
+
 
 def run_folder(config: RunConfig) -> str:
     """Return the `s3://` URL or absolute path of the run's folder, where its checkpoints are.

@@ -23,13 +23,18 @@ _TIMEOUT = timedelta(minutes=30)
 class LocalListener:
     """The loop's listener in the process that also talks to the user."""
 
-    def __init__(self, show: Callable[[Progress], None], stop: StopRequest) -> None:
+    def __init__(self, show: Callable[[Progress], None], stop: StopRequest, say: Callable[[str], None]) -> None:
         self._show = show
+        self._say = say
         self._stop = stop
 
     def progress(self, progress: Progress) -> None:
         """Show a line of progress."""
         self._show(progress)
+
+    def note(self, line: str) -> None:
+        """Show a line."""
+        self._say(line)
 
     def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
         """Do nothing: there is no scheduler that wants to know."""
@@ -55,6 +60,7 @@ def run_local(
     run: RunContext | None = None,
     on_stop: Callable[[], None] = lambda: None,
     listener: Listener | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Train in this process and return how it ended.
 
@@ -69,6 +75,7 @@ def run_local(
         run: Which run it is; if empty, one that MLflow knows nothing of.
         on_stop: Called once, inside a signal's handler, when a stop is asked for.
         listener: Who is told instead, and may ask to stop, such as a search.
+        say: Called with what the user should know, on rank 0 only.
 
     Raises:
         UserError: The configuration asks for workers or GPUs that this process does not have.
@@ -91,7 +98,7 @@ def run_local(
         nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
     )
     with StopRequest(on_stop) as stop, torch_threads(num_threads(config.launch)), _process_group(rank_context):
-        return train(config, rank_context, listener or LocalListener(show, stop))
+        return train(config, rank_context, listener or LocalListener(show, stop, say))
 
 
 _RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

@@ -73,6 +73,10 @@ class RayListener:
         """Send a line of progress to the driver, without waiting for it."""
         self._relay.push.remote(progress)
 
+    def note(self, line: str) -> None:
+        """Send a line to the driver, without waiting for it."""
+        self._relay.push.remote(line)
+
     def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
         """Tell Ray Train the figures of a window and where the newest checkpoint is; a barrier over the ranks.
 
@@ -148,11 +152,11 @@ def run_ray(
         asked = False
         while not _done(fit):
             cluster.check()
-            _show_new(relay, show, on_wait)
+            _show_new(relay, show, on_wait, say)
             if not asked and (stop.requested or (should_stop is not None and should_stop())):
                 relay.request_stop.remote()
                 asked = True
-        _show_new(relay, show, on_wait)
+        _show_new(relay, show, on_wait, say)
         return _outcome(fit, relay)
 
 
@@ -289,18 +293,24 @@ def _done(future: "Future[Any]") -> bool:
     return bool(wait([future], timeout=_LOOK_SECONDS).done)
 
 
-def _show_new(relay: Any, show: Callable[[Progress], None], on_wait: Callable[[Wait], None]) -> None:
+def _show_new(
+    relay: Any, show: Callable[[Progress], None], on_wait: Callable[[Wait], None], say: Callable[[str], None]
+) -> None:
     import ray
 
     try:
-        lines, wait = cast("tuple[list[Progress], Wait | None]", ray.get(relay.take.remote(), timeout=ANSWER_SECONDS))
+        left = ray.get(relay.take.remote(), timeout=ANSWER_SECONDS)
     except (
         ray.exceptions.GetTimeoutError,
         ray.exceptions.RayError,
     ):  # its machine is gone; the run itself says what that means
         return
-    for progress in lines:
-        show(progress)
+    lines, wait = cast("tuple[list[Progress | str], Wait | None]", left)
+    for line in lines:
+        if isinstance(line, str):
+            say(line)
+        else:
+            show(line)
     if wait is not None:
         on_wait(wait)
 

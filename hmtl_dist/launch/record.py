@@ -13,14 +13,13 @@ from hmtl_dist.config.io import flatten, home, to_dict, with_overrides
 from hmtl_dist.data.storage import ObjectMissingError, open_storage
 from hmtl_dist.engine.checkpoint import newest_manifest
 from hmtl_dist.errors import UserError
+from hmtl_dist.launch.folders import RECORD
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import Recording
 from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.runs import create_run
 from hmtl_dist.train.base import RunContext
 from hmtl_dist.train.saving import checkpoints_folder, read_config, saved_config
-
-RECORD = "run.json"
 
 
 class Record(Section):

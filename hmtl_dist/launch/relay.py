@@ -20,23 +20,23 @@ class Relay:
     """Mailbox between the driver and the workers."""
 
     def __init__(self) -> None:
-        self._lines: deque[Progress] = deque(maxlen=_KEPT)
+        self._lines: deque[Progress | str] = deque(maxlen=_KEPT)
         self._wait: Wait | None = None
         self._stop = asyncio.Event()
         self._gave_up: str | None = None
         self._final: TrainingError | UserError | None = None
         self._under_way = False
 
-    async def push(self, progress: Progress) -> None:
-        """Leave a line of progress for the driver."""
-        self._lines.append(progress)
-        self._under_way = True
+    async def push(self, line: Progress | str) -> None:
+        """Leave a line for the driver: of progress, or one to be read as it is."""
+        self._lines.append(line)
+        self._under_way = self._under_way or isinstance(line, Progress)
 
     async def waits(self, wait: Wait) -> None:
         """Leave word of what a rank waits for; the last word counts."""
         self._wait = wait
 
-    async def take(self) -> tuple[list[Progress], Wait | None]:
+    async def take(self) -> tuple[list[Progress | str], Wait | None]:
         """Hand over the lines left since the last call, oldest first, and what was waited for meanwhile."""
         left = list(self._lines), self._wait
         self._lines.clear()

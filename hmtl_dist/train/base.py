@@ -118,6 +118,10 @@ class Listener(Protocol):
         """
         ...
 
+    def note(self, line: str) -> None:
+        """Show a line that the user should read, such as what was passed over; called on rank 0 only."""
+        ...
+
     def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
         """Report a step window; every rank calls it equally often, since it may be a barrier."""
         ...

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -172,7 +172,7 @@ def check_changes(manifest: Mapping[str, Any], config: RunConfig) -> None:
         )
         raise UserError(
             f"run '{config.name}' was begun with {said}{more}; {planned}set it back, accept it with --allow-changes, "
-            f"or give the new run another name, such as name={config.name}-2"
+            f"begin anew with --restart, or give the new run another name, such as name={config.name}-2"
         )
 
 
@@ -321,15 +321,19 @@ class Saver:
         except Exception as error:  # noqa: BLE001  (whatever the storage raises)
             logger.warning("the last checkpoint could not be written: %s", error)
 
-    def restore(self) -> Restored | None:
+    def restore(self, say: Callable[[str], None] = logger.warning) -> Restored | None:
         """Restore the run's last complete checkpoint, None if there is none; collective.
 
+        Args:
+            say: Called on the first rank with a line for each newer one that is torn or damaged.
+
         Raises:
-            UserError: The checkpoint was written from other data, or by another model.
+            UserError: The checkpoint was written from other data, or by another model; or there are checkpoints, and
+                none of them is whole.
         """
         if self._rank_context.rank == 0:
             remove_scratch(self._rank_context.scratch)
-        found = self._read_newest()
+        found = self._read_newest(say)
         if found is None:
             return None
         self._newest, state, extras, manifest = found
@@ -342,12 +346,12 @@ class Saver:
         waited = [recorded.model_dump() for recorded in entries.undelivered]
         return Restored(self._newest, entries.metrics, entries.evaluated_at, entries.skipped, waited)
 
-    def _read_newest(self) -> _Whole | None:
+    def _read_newest(self, say: Callable[[str], None]) -> _Whole | None:
         """Read the newest whole checkpoint, once for all ranks; collective."""
         own: list[_Whole] = []  # the first rank's alone
 
         def read() -> tuple[str, dict[str, int], list[str], dict[str, Any]] | None:
-            own.extend(found for found in [load_newest(self._folder)] if found)
+            own.extend(found for found in [load_newest(self._folder, say)] if found)
             return next(((url, state.counters, list(extras), rest) for url, state, extras, rest in own), None)
 
         known = read_by_first(read)

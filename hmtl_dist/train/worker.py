@@ -1,5 +1,6 @@
 """One rank of a run: everything it trains with, put together and run to the end."""
 
+import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -39,6 +40,8 @@ from hmtl_dist.train.saving import Restored, Saver
 from hmtl_dist.train.streams import evaluation_of, make_plan, make_schedule, open_stream
 from hmtl_dist.train.watchdog import Watchdog
 
+logger = logging.getLogger(__name__)
+
 
 def train_rank(config: RunConfig, rank_context: RankContext, listener: Listener) -> Outcome:
     """Train one rank to the end of the run, going on from the run's last checkpoint.
@@ -60,7 +63,14 @@ def train_rank(config: RunConfig, rank_context: RankContext, listener: Listener)
 
 def _train(trainer: "Trainer", listener: Listener) -> Outcome:
     rank_context = trainer.rank_context
-    restored = trainer.saver.restore()
+
+    def warn(line: str) -> None:
+        logger.warning(line)
+        listener.note(line)
+
+    restored = trainer.saver.restore(warn)
+    if restored is not None and rank_context.rank == 0:
+        listener.note(f"goes on from step {trainer.engine.global_step}")
     tracker = SilentTracker() if rank_context.rank else trainer.open_journal(restored)
     status: RunStatus = "FAILED"
     try:

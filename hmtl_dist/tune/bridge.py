@@ -21,12 +21,10 @@ from hmtl_dist.engine.checkpoint import (
     save_checkpoint,
 )
 from hmtl_dist.errors import UserError
-from hmtl_dist.launch.folders import run_folder
+from hmtl_dist.launch.folders import ADOPTED, run_folder
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.train.saving import checkpoints_folder
 
-ADOPTED = "adopted.txt"
-"""File of the run's folder: what it has taken last."""
 WRITTEN_SECONDS = 300.0
 """How long a checkpoint that is being written may take."""
 LOOK_SECONDS = 0.1

@@ -170,7 +170,11 @@ class Member:
             listener = _SeedListener(self, trial, config, told, first=place == 0)
             try:
                 finished = drive(
-                    config, listener.show, allow_changes=trial.exchanges, listener=listener, parent=trial.parent
+                    config,
+                    listener.show,
+                    again="changed" if trial.exchanges else "unchanged",
+                    listener=listener,
+                    parent=trial.parent,
                 )
             except Exception:  # what it has cost is told with what broke
                 told.seconds += listener.lap()
@@ -301,6 +305,10 @@ class _SeedListener:
     def should_save(self) -> bool:
         """Return False: nobody announces anything to a trial."""
         return False
+
+    def note(self, line: str) -> None:
+        """Say so in the trial's output."""
+        os.write(2, f"{line}\n".encode())
 
     def hung(self, said: str) -> None:
         """Say so in the trial's output."""

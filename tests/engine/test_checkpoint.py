@@ -14,6 +14,7 @@ from hmtl_dist.engine.checkpoint import (
     complete_steps,
     load_checkpoint,
     load_newest,
+    newest_manifest,
     save_checkpoint,
 )
 from hmtl_dist.errors import UserError
@@ -139,7 +140,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     damage(Path(save(str(tmp_path), 6)))
     with caplog.at_level(logging.WARNING):
         loaded = load_newest(str(tmp_path))
-    assert "passing over checkpoint step-00000006" in caplog.text
+    assert "passing over step-00000006: " in caplog.text
     assert loaded is not None
     assert (loaded[0], loaded[1].counters["global_step"]) == (f"{tmp_path}/step-00000003", 3)
 
@@ -150,6 +151,37 @@ def test_a_damaged_checkpoint_is_not_loaded(tmp_path: Path, damage: Callable[[Pa
     damage(Path(url))
     with pytest.raises(DamagedCheckpointError, match=r"step-00000003 is"):
         load_checkpoint(url)
+
+
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage is not no_manifest])
+def test_where_none_is_whole_they_are_named_and_nothing_begins_anew(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    for step in range(1, 6):
+        damage(Path(save(str(tmp_path), step)))
+    said: list[str] = []
+    with pytest.raises(DamagedCheckpointError) as caught:
+        load_newest(str(tmp_path), said.append)
+    assert [line.split(":")[0] for line in said] == [f"passing over step-0000000{step}" for step in (5, 4, 3, 2, 1)]
+    told = str(caught.value)
+    assert [f"step-0000000{step} is" in told for step in (5, 4, 3, 2)] == [True, True, True, False]
+    assert "(and 2 more)" in told
+    assert told.endswith("begin anew by `train` with --restart")
+
+
+@pytest.mark.parametrize("damage", [torn_manifest, altered_manifest])
+def test_where_no_manifest_can_be_read_nothing_begins_anew(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    damage(Path(save(str(tmp_path), 3)))
+    with pytest.raises(DamagedCheckpointError, match=r"^no checkpoint in .* is whole: checkpoint .*/step-00000003 is "):
+        newest_manifest(str(tmp_path))
+
+
+def test_a_writer_that_was_killed_at_its_first_checkpoint_has_left_none(tmp_path: Path) -> None:
+    no_manifest(Path(save(str(tmp_path), 3)))
+    said: list[str] = []
+    assert load_newest(str(tmp_path), said.append) is None
+    assert newest_manifest(str(tmp_path)) is None
+    assert [line.split(":")[0] for line in said] == ["passing over step-00000003"]
 
 
 def test_a_format_of_the_future_is_refused_rather_than_passed_over(

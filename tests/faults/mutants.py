@@ -114,15 +114,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         (15,),
         "launch/signals.py",
-        "            raise KeyboardInterrupt\n",
-        "            pass\n",
+        "elif time.monotonic() - self._requested_at > SAME_SECONDS:",
+        "elif False:",
         "faults/test_saving.py::test_a_second_ctrl_c_during_a_checkpoint_ends_at_once_and_costs_that_checkpoint",
     ),
     Mutant(
         (16,),
         "engine/checkpoint.py",
-        "        except DamagedCheckpointError as error:\n            _pass_over(name, error)\n    return None",
-        "        except DamagedCheckpointError:\n            raise\n    return None",
+        '            say(f"passing over {name}: {error}")\n',
+        "            raise\n",
         "faults/test_saving.py::test_a_run_killed_during_a_checkpoint_goes_on_from_the_one_before",
     ),
     Mutant(
@@ -627,6 +627,36 @@ MUTANTS: tuple[Mutant, ...] = (
         "if lost and not self._trial.exchanges:",
         "if lost and self._trial.exchanges:",
         "tune/test_member.py::test_an_evaluation_that_was_lost_on_its_way_is_told_from_its_checkpoint",
+    ),
+    Mutant(
+        (88,),
+        "engine/checkpoint.py",
+        "                damaged.append(str(error))\n",
+        "                pass\n",
+        "engine/test_checkpoint.py::test_where_none_is_whole_they_are_named_and_nothing_begins_anew[flipped_byte]",
+    ),
+    Mutant(
+        (89,),
+        "data/forkserver.py",
+        "with _one_core_each(), _short_paths(), _signals_left_to_us():",
+        "with _one_core_each(), _short_paths():",
+        "data/stream/test_batches.py::test_a_signal_to_the_process_group_ends_no_loader[15]",
+    ),
+    Mutant(
+        (90,),
+        "launch/ray_cluster.py",
+        "with _patience(), _session_of_its_own():",
+        "with _patience():",
+        "launch/test_ray_train.py::test_a_signal_to_the_process_group_reaches_the_workers_as_a_request_and_leaves_nothing_"
+        "behind[15]",
+        slow=True,
+    ),
+    Mutant(
+        (91,),
+        "console.py",
+        "            if error.errno not in (errno.EIO, errno.EPIPE):",
+        "            if error.errno:",
+        "test_console.py::test_a_reader_that_left_costs_its_lines_and_not_the_run[False]",
     ),
 )
 

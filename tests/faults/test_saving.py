@@ -307,8 +307,30 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     with caplog.at_level(logging.WARNING):
         run("damaged", url, steps.append, str(tmp_path))
     assert steps[0] == 2 * EVERY + 1
-    assert f"passing over checkpoint step-{stopped.outcome.global_step:08d}" in caplog.text
+    assert f"passing over step-{stopped.outcome.global_step:08d}" in caplog.text
     assert stored(str(tmp_path), "damaged") == whole
+
+
+def test_where_every_checkpoint_is_damaged_the_run_is_refused_and_begins_anew_on_request(
+    url: str, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    launch = {"kind": "local", "storage": str(tmp_path)}
+    tree_ = config("spoiled", url, tasks=TASKS, train=SAVES, launch=launch)
+    stop = at(2 * EVERY + 1, lambda: signal.raise_signal(signal.SIGTERM))
+    run("spoiled", url, stop, str(tmp_path))
+    for file in tmp_path.glob("spoiled/checkpoints/*/model.safetensors"):
+        flip(file)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("spoiled/checkpoints/*/*")}
+
+    with pytest.raises(UserError, match=r"^no checkpoint in .* is whole: .*begin anew by `train` with --restart$"):
+        drive(tree_, lambda progress: None)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("spoiled/checkpoints/*/*")}
+
+    said: list[str] = []
+    steps: list[int] = []
+    drive(tree_, lambda progress: steps.append(progress.global_step), again="anew", say=said.append)
+    assert (steps[0], said) == (1, [])
+    assert stored(str(tmp_path), "spoiled") == whole
 
 
 def test_of_all_checkpoints_the_last_ones_and_the_best_stay(url: str, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_what_a_lost_machine_had_not_delivered_comes_from_the_checkpoint_on_anot
             if progress.global_step == 2:
                 strike()
 
-        return drive(tree, show, allow_changes=True)
+        return drive(tree, show, again="changed")
 
     proxy.plan = Rules()
     away = proxy.away()

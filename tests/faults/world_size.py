@@ -26,6 +26,9 @@ class StopAt:
     def progress(self, progress: Progress) -> None:
         pass
 
+    def note(self, line: str) -> None:
+        pass
+
     def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
         self.asked = int(metrics["global_step"])
 

@@ -2,7 +2,14 @@ import asyncio
 
 from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.launch.relay import Relay
+from hmtl_dist.train.base import Progress
 from tests.launch.toy import line
+
+
+async def steps(relay: Relay) -> list[int]:
+    """The steps of the lines of progress that are handed over."""
+    lines, _ = await relay.take()
+    return [line.global_step for line in lines if isinstance(line, Progress)]
 
 
 def test_progress_is_handed_over_once_and_in_order() -> None:
@@ -10,7 +17,7 @@ def test_progress_is_handed_over_once_and_in_order() -> None:
         relay = Relay()
         for step in (1, 2, 3):
             await relay.push(line(step))
-        return [p.global_step for p in (await relay.take())[0]], [p.global_step for p in (await relay.take())[0]]
+        return await steps(relay), await steps(relay)
 
     assert asyncio.run(scene()) == ([1, 2, 3], [])
 
@@ -20,7 +27,7 @@ def test_progress_that_nobody_takes_does_not_pile_up() -> None:
         relay = Relay()
         for step in range(5000):
             await relay.push(line(step))
-        return [p.global_step for p in (await relay.take())[0]]
+        return await steps(relay)
 
     assert asyncio.run(scene()) == list(range(4000, 5000))
 
@@ -44,6 +51,17 @@ def test_a_run_is_under_way_once_a_step_was_told_also_when_the_line_was_taken() 
         return [*said, await relay.under_way()]
 
     assert asyncio.run(scene()) == [False, True]
+
+
+def test_a_note_is_handed_over_among_the_progress_and_is_no_step() -> None:
+    async def scene() -> tuple[bool, list[Progress | str]]:
+        relay = Relay()
+        await relay.push("goes on from step 4")
+        under_way = await relay.under_way()
+        await relay.push(line(5))
+        return under_way, (await relay.take())[0]
+
+    assert asyncio.run(scene()) == (False, ["goes on from step 4", line(5)])
 
 
 def test_every_worker_waits_until_a_stop_is_requested() -> None:

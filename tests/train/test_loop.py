@@ -40,6 +40,9 @@ class Record(SilentTracker):
     def progress(self, progress: Progress) -> None:
         self.shown.append(progress)
 
+    def note(self, line: str) -> None:
+        raise AssertionError(line)
+
     def report(self, metrics: Mapping[str, float], checkpoint: str | None) -> None:
         self.reported.append((int(metrics["global_step"]), checkpoint))
         self.told.append(dict(metrics))

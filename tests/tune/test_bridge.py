@@ -55,7 +55,7 @@ def test_the_exploited_trial_goes_on_from_the_donors_weights_and_cursor(faces_ur
     assert entries["config"]["tasks"]["puzzling"]["weight"] == 1.25
 
     lines: list[Progress] = []
-    finished = drive(changed, lines.append, allow_changes=True)
+    finished = drive(changed, lines.append, again="changed")
     assert finished.outcome.status == "FINISHED"
     assert (lines[0].phase, lines[0].global_step) == ("resume", step)
     assert min(line.global_step for line in lines[1:]) == step + 1
@@ -70,7 +70,7 @@ def test_what_was_taken_once_is_not_taken_again_and_a_trials_own_is_nothing_to_t
     other = run("other", faces_url, tmp_path, weight=2.0, epochs=2)
     url, _, step = newest(donor)
     assert adopt(url, other, None, scratch_folder(other, 0)) == step
-    drive(other, lambda step: None, allow_changes=True)
+    drive(other, lambda step: None, again="changed")
     assert adopt(url, other, None, scratch_folder(other, 0)) == 0
     own, _, last = newest(other)
     assert last == 2 * STEPS_PER_EPOCH  # its progress since then is not lost

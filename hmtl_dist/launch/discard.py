@@ -1,0 +1,39 @@
+"""Taking away what a run has left, so that its name can be begun anew."""
+
+import re
+import shutil
+from pathlib import Path
+
+from hmtl_dist.config.io import home
+from hmtl_dist.data.storage import open_storage
+from hmtl_dist.launch.folders import ADOPTED, RECORD, run_folder
+from hmtl_dist.launch.record import read_record
+from hmtl_dist.run_config import RunConfig
+from hmtl_dist.tracking.config import resolve
+from hmtl_dist.tracking.runs import finish_run
+
+_OWN = re.compile(rf"(checkpoints|rank-\d+)/|{re.escape(RECORD)}$|{re.escape(ADOPTED)}$")
+"""What a run writes into its folder, but for lock and log; a sweep of the same name has files of its own there."""
+
+
+def discard(config: RunConfig) -> None:
+    """Remove a run's checkpoints, record and journal; its log and its MLflow run stay. Whoever calls holds its lock.
+
+    Oldest checkpoints go first and the record last: a call that is killed leaves a run that goes on from its newest.
+
+    Raises:
+        UserError: The storage refuses.
+    """
+    folder = run_folder(config)
+    record = read_record(folder)
+    if record is not None:
+        finish_run(resolve(config.tracking, record.run_id, known=record.tracking_uri), record.run_id, "KILLED")
+    for place in dict.fromkeys((folder, str(home() / "runs" / config.name))):
+        storage = open_storage(place)
+        for key in sorted(info.key for info in storage.list()):
+            if _OWN.match(key):
+                storage.delete(key)
+        if "://" not in place:  # folders are there still, with what a killed writer has left in them
+            for child in Path(place).glob("*/"):
+                if _OWN.match(f"{child.name}/"):
+                    shutil.rmtree(child, ignore_errors=True)
