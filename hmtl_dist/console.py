@@ -5,6 +5,8 @@ those lead to a log file; the console keeps duplicates of the terminal for its o
 """
 
 import ctypes
+import errno
+import io
 import os
 import sys
 import time
@@ -12,7 +14,7 @@ import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -147,7 +149,7 @@ class Console:
                 _remove_unused(log)
 
     def _fail(self, error: Exception, log: Path, redact: Callable[[str], str]) -> None:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             traceback.print_exception(error, file=file)
         lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
         cause = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
@@ -303,18 +305,33 @@ class _Lines(ProgressBar):
             self._console.say(text)
 
 
+class _Reader(io.FileIO):
+    """Somebody who reads what is written, a terminal or a pipe, and may leave: the rest is dropped, the run goes on."""
+
+    def write(self, data: Any, /) -> int:
+        """Write what there is somebody for."""
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):  # of a terminal that was closed, of a pipe
+                raise
+            return len(data)
+
+
 def _duplicate(descriptor: int) -> TextIO:
-    return os.fdopen(os.dup(descriptor), "w", buffering=1, encoding="utf-8", errors="replace")
+    raw = _Reader(os.dup(descriptor), "w")
+    encoding = sys.stdout.encoding or "utf-8"
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _rewrite(log: Path, redact: Callable[[str], str]) -> None:
     """Apply `redact` to each line of a log, which other programs have written too; nothing happens on a full disk."""
     with suppress(OSError):
-        lines = log.read_text(errors="replace").splitlines(keepends=True)
+        lines = log.read_text(errors="replace", encoding="utf-8").splitlines(keepends=True)
         cleaned = [redact(line) for line in lines]
         if cleaned != lines:
             new = log.with_suffix(".new")
-            new.write_text("".join(cleaned))
+            new.write_text("".join(cleaned), encoding="utf-8")
             new.replace(log)
 
 

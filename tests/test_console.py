@@ -101,6 +101,32 @@ def test_plain_progress_prints_every_update_if_asked(capfd: pytest.CaptureFixtur
     assert len(capfd.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_reader_that_left_costs_its_lines_and_not_the_run(tmp_path: Path, *, terminal: bool) -> None:
+    program = """
+import sys
+from pathlib import Path
+from hmtl_dist.console import Console
+with Console() as console, console.capture(Path(sys.argv[1])):
+    console.say("ready")
+    sys.stdin.readline()
+    with console.progress("train", 4) as progress:
+        for step in range(5):
+            progress.update(step, losses={"total": 0.5})
+    console.warn("ours")
+    print("still there")
+"""
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-c", program, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing, stderr=writing) as process:
+        os.close(writing)
+        assert os.read(reading, 100).startswith(b"ready")
+        os.close(reading)
+        process.communicate(b"\n")
+    assert process.returncode == 0
+    assert (tmp_path / "log").read_text() == "still there\n"
+
+
 def test_terminal_gets_a_bar_with_the_figures() -> None:
     program = """
 from hmtl_dist.console import Console

@@ -1,7 +1,8 @@
 """The commands of `hmtl-dist` put together, and how they fail."""
 
+import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -25,11 +26,13 @@ from hmtl_dist.cli import (
     tune,
     ui,
 )
+from hmtl_dist.config.addresses import ask_no_proxy_here
 from hmtl_dist.errors import STORAGE_TROUBLE, UserError
+from hmtl_dist.launch.signals import as_interrupt
 
 
 class Commands(TyperGroup):
-    """Ends in one line and an exit code for whatever a person can cause: 2 for a mistake, 130 for Ctrl-C."""
+    """Ends in one line and an exit code for whatever a person can cause: 2 for a mistake, 130 for Ctrl-C or SIGTERM."""
 
     interrupted = False
     """Whether Ctrl-C was pressed by somebody who does not want to wait."""
@@ -42,7 +45,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
         try:
-            with _mistakes():
+            with _mistakes(), as_interrupt():
                 return super().invoke(ctx)
         except UserError as error:
             _fail(str(error))
@@ -55,7 +58,7 @@ class Commands(TyperGroup):
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             Commands.interrupted = True
-            typer.echo("stopped; the same command again goes on from what is kept", err=True)
+            _say("stopped; the same command again goes on from what is kept")
             raise typer.Exit(130) from None
 
 
@@ -77,7 +80,12 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer names it in public on
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    _say(f"error: {' '.join(message.split())}")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # of a terminal that was closed
+        typer.echo(line, err=True)
 
 
 app = typer.Typer(
@@ -123,6 +131,7 @@ def root(
     ] = False,
 ) -> None:
     """Train Hybrid Multi-Task Learning models for faces, from shards in object storage to a tracked model."""
+    ask_no_proxy_here(os.environ)
     if context.invoked_subcommand in OWN_STORES or context.resilient_parsing:
         return
     from hmtl_dist.config.io import home
@@ -154,8 +163,6 @@ def doctor(
         typer.echo(report(url))
         return
     if address:
-        import os
-
         from hmtl_dist.doctor_cluster import examine
         from hmtl_dist.launch.submit import find_address
 

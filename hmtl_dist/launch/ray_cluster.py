@@ -6,6 +6,7 @@ An own Ray hands down the driver's environment, listens on loopback and asks for
 secret is put into a runtime environment, which Ray shows to everyone.
 """
 
+import functools
 import math
 import os
 import shutil
@@ -162,7 +163,7 @@ def _start(launch: LaunchConfig, scratch: Path, num_cpus: int) -> None:
     """
     _check_gpus(launch)
     try:
-        with _patience():
+        with _patience(), _session_of_its_own():
             _init_own(scratch, num_cpus)
     except Exception as error:
         if "timed out during startup" not in str(error):
@@ -196,6 +197,23 @@ def _patience() -> Generator[None]:
         yield
     finally:
         known.get_node = get_node
+
+
+@contextmanager
+def _session_of_its_own() -> Generator[None]:
+    """Start Ray's servers where no signal to the driver's process group, or of its terminal, reaches them.
+
+    The driver decides what follows, and the kernel ends them with it.
+    """
+    from ray._private import services
+
+    known: Any = services
+    popen = known.ConsolePopen
+    known.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        known.ConsolePopen = popen
 
 
 def _init_own(scratch: Path, num_cpus: int) -> None:

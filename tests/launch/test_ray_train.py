@@ -79,11 +79,14 @@ def test_ranks_find_each_other_and_report_to_the_driver(drive: Drive, tmp_path: 
 
 
 @pytest.mark.nightly
-def test_ctrl_c_reaches_the_workers_and_leaves_nothing_behind(drive: Drive) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_process_group_reaches_the_workers_as_a_request_and_leaves_nothing_behind(
+    drive: Drive, number: signal.Signals
+) -> None:
     process = drive("ray", "until_stopped")
     first_progress(process)
     processes = processes_of(process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)  # Ctrl-C, `timeout` or a batch system, a closed terminal
 
     assert ends(process)[-1]["outcome"]["status"] == "STOPPED"
     assert gone(processes)

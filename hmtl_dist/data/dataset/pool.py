@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import cv2
 
+from hmtl_dist.data import forkserver
 from hmtl_dist.errors import UserError
 
 Task = TypeVar("Task")
@@ -47,11 +48,9 @@ def run_tasks(
         for task in tasks:
             yield work(task)
         return
-    # forkserver: forking a process with threads is unsafe, and what it preloads is shared by all workers.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__, *preload])
+    forkserver.start([work.__module__, *preload])
     waiting = iter(tasks)
-    with ProcessPoolExecutor(num_workers, context, _start_worker) as pool:
+    with ProcessPoolExecutor(num_workers, forkserver.CONTEXT, _start_worker) as pool:
         try:
             running: set[Future[Result]] = {
                 pool.submit(work, task) for task in islice(waiting, num_workers * _IN_FLIGHT)
@@ -71,7 +70,7 @@ def run_tasks(
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # how a pool ends its processes when one has died
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

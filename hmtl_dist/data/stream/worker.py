@@ -1,15 +1,12 @@
 """Data-loader processes: started from a preloaded server, filling the batches of a ring, noticed when they die.
 
-Forking the training process itself would be unsafe (it holds threads of Ray, CUDA and BLAS), and a fresh interpreter
-takes seconds for its imports. So a *forkserver* imports once what workers need, and every worker is a fork of it. It
-ends with the process that started it.
+The server ends with the process that started it.
 """
 
 import contextlib
 import gc
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.forkserver
 import multiprocessing.spawn
 import multiprocessing.util
 import os
@@ -24,6 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
+from hmtl_dist.data import forkserver
 from hmtl_dist.data.storage.config import REACHED
 from hmtl_dist.data.stream.loader import Loader, LoaderJob, StepReport
 from hmtl_dist.data.stream.ring import Ring
@@ -35,10 +33,7 @@ PRELOADED = ("hmtl_dist.data.stream.preload", "hmtl_dist.data.stream.worker", "c
 """Modules that the server imports for all workers."""
 PRELOADED_FOR_S3 = "hmtl_dist.data.stream.preload_s3"
 JOIN_SECONDS = 5.0
-"""How long an ended worker may take to disappear before it is killed."""
-
-_context = multiprocessing.get_context("forkserver")
-_starting = threading.Lock()
+"""How long an ended worker may take to disappear."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +91,23 @@ class Workers:
     def close(self) -> None:
         """End the processes; nothing of them is left when this returns."""
         for process in self._processes:
-            process.terminate()
+            process.kill()  # they own nothing that would have to be put back
         for process in self._processes:
-            process.join(JOIN_SECONDS)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
+            process.join()
             process.close()
         for connection in self._connections:
             connection.close()
         self._processes, self._connections = [], []
 
     def _start(self, number: int, job: LoaderJob, ring: Ring) -> None:
-        ours, theirs = _context.Pipe(duplex=True)
+        ours, theirs = forkserver.CONTEXT.Pipe(duplex=True)
         # The server may be older than the environment (credentials, endpoint) under which the job is to be opened.
         # A process that was itself started by multiprocessing shares the folder of its parent, which lives on.
         sockets = None if multiprocessing.parent_process() else multiprocessing.util.get_temp_dir()
         environment = {**os.environ, REACHED: "1"}  # this process has read the index there
         arguments = (pickle.dumps(job), environment, ring, theirs, sockets)
-        process = _context.Process(target=_run, args=arguments, name=f"data-loader-{number}", daemon=True)
-        with theirs, _starting, _main_module_left_alone(job):
+        process = forkserver.CONTEXT.Process(target=_run, args=arguments, name=f"data-loader-{number}", daemon=True)
+        with theirs, forkserver.starting, _main_module_left_alone(job):
             process.start()
         self._connections.append(ours)
         self._processes.append(process)
@@ -156,10 +148,7 @@ def preload_workers(urls: Iterable[str], modules: Sequence[str]) -> None:
         modules: what to import beside the loader's own modules: that of the transform.
     """
     storages = [PRELOADED_FOR_S3] if any(url.startswith("s3:") for url in urls) else []
-    with _starting:
-        _context.set_forkserver_preload([*PRELOADED, *modules, *storages])
-        with _environment_of_workers():
-            multiprocessing.forkserver.ensure_running()
+    forkserver.start([*PRELOADED, *modules, *storages])
 
 
 def _run(job: bytes, environment: dict[str, str], ring: Ring, connection: Connection, sockets: str | None) -> None:
@@ -167,8 +156,6 @@ def _run(job: bytes, environment: dict[str, str], ring: Ring, connection: Connec
     gc.freeze()  # else a collection would write to, and so copy, the pages of all modules shared with the server
     import cv2  # here and not above: who has no workers need not load it
 
-    # Ctrl-C reaches the whole process group; it is for the training process to decide what follows.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     watcher = threading.Thread(target=_end_with_parent, args=(sockets,), daemon=True)
     watcher.start()
     os.environ.clear()
@@ -243,23 +230,3 @@ def _main_module_left_alone(job: LoaderJob) -> Generator[None]:
         yield
     finally:
         multiprocessing.spawn.get_preparation_data = original
-
-
-@contextlib.contextmanager
-def _environment_of_workers() -> Generator[None]:
-    """Set what must be known before a process starts: it will fork, and its forks work on one core each.
-
-    No threads of BLAS or OpenMP; one malloc arena, for the bytes that reading threads allocate and the main thread
-    frees would else leave holes in as many arenas as there are threads, half as much memory again.
-    """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -260,6 +260,18 @@ def test_a_killed_worker_stops_the_stream_at_once(index: ShardIndex) -> None:
         assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_process_group_ends_no_loader(index: ShardIndex, number: signal.Signals) -> None:
+    config = CONFIG.model_copy(update={"num_workers": 2})
+    with Stream(index, make_plan(index), Resize(), config) as stream:
+        next(stream)
+        servers = {psutil.Process(pid).ppid() for pid in stream.worker_pids}
+        for pid in (*stream.worker_pids, *servers):
+            os.kill(pid, number)
+        for _ in range(2 * CONFIG.prefetch_batches + 4):  # beyond what was loaded before
+            next(stream)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_closing_leaves_no_process_thread_or_open_file(index: ShardIndex, num_workers: int) -> None:
     me = psutil.Process()
