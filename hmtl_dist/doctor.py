@@ -105,7 +105,7 @@ def tested_versions() -> dict[str, str]:
     path = inside if inside.is_file() else _PACKAGE.parent / "constraints.txt"
     if not path.is_file():
         return {}
-    pins = (line.split("#")[0].strip().split("==") for line in path.read_text().splitlines())
+    pins = (line.split("#")[0].strip().split("==") for line in path.read_text(encoding="utf-8").splitlines())
     return {pin[0]: pin[1] for pin in pins if len(pin) == 2}
 
 
@@ -156,7 +156,9 @@ def gpu() -> Check:
     if program is not None:
         query = [program, "--query-gpu=name", "--format=csv,noheader"]
         try:
-            done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+            done = subprocess.run(
+                query, capture_output=True, timeout=20, check=False, encoding="utf-8", errors="replace"
+            )
         except subprocess.TimeoutExpired:
             return Check("gpu", "fail", "nvidia-smi does not answer", "restart the driver or the machine")
         if done.returncode != 0:

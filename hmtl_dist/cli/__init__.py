@@ -1,5 +1,6 @@
 """The command line. Parse, call, print: no logic, and nothing heavy is imported before a command needs it."""
 
+import locale
 import os
 import sys
 
@@ -8,6 +9,7 @@ from hmtl_dist import garbage
 
 def main() -> None:
     """Run the command line `hmtl-dist`."""
+    _speak_utf8()
     garbage.collect_rarely()
     try:
         _run()
@@ -23,6 +25,25 @@ def main() -> None:
         raise SystemExit(2) from error
     finally:
         garbage.collect_no_more()
+
+
+def _speak_utf8() -> None:
+    """Take files, names and arguments as UTF-8 where the machine says otherwise; a terminal gets what it can show."""
+    encoding = locale.getencoding().lower()
+    odd = encoding not in ("utf-8", "utf8")
+    if odd and not sys.flags.utf8_mode and not sys.flags.ignore_environment:
+        os.environ["PYTHONUTF8"] = "1"  # also for the processes of a run
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # this program, again
+    plain = locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX")  # which says nothing of the terminal
+    shown = encoding if odd and not plain and sys.stdout.isatty() else "utf-8"
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(encoding=shown, errors="backslashreplace")
+    for argument in sys.argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            print(f"error: argument {argument!a} is not UTF-8; give another name", file=sys.stderr)  # noqa: T201
+            raise SystemExit(2) from None
 
 
 def _run() -> None:

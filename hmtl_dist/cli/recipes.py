@@ -16,7 +16,7 @@ Name = Annotated[str, typer.Argument(help="Name as `ls` shows it.")]
 
 def _summary(path: Path) -> str:
     """Return the comment that a shipped file opens with."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         first = file.readline()
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
@@ -42,7 +42,7 @@ def _commands(kind: "Kind") -> typer.Typer:
         """Print one."""
         from hmtl_dist.config.io import find_shipped
 
-        typer.echo(find_shipped(kind, name).read_text(), nl=False)
+        typer.echo(find_shipped(kind, name).read_text(encoding="utf-8"), nl=False)
 
     @app.command("cp")
     def cp(

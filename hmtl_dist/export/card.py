@@ -20,7 +20,7 @@ RECIPE_PARTS = ("tasks", "model", "augment", "weighting", "optim", "engine", "tr
 
 def write_card(folder: Path, info: ModelInfo) -> None:
     """Write the card beside a model."""
-    (folder / CARD_FILE).write_text("\n\n".join(_card(info)) + "\n")
+    (folder / CARD_FILE).write_text("\n\n".join(_card(info)) + "\n", encoding="utf-8")
 
 
 def _card(info: ModelInfo) -> Iterator[str]:

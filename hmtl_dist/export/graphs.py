@@ -228,7 +228,7 @@ def _quiet() -> Generator[None]:
 @contextmanager
 def _silenced() -> Generator[None]:
     """Leave out what they print."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
         yield
 
 

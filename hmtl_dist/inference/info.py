@@ -132,7 +132,7 @@ def read_info(folder: Path) -> ModelInfo:
         UserError: the folder holds no model, or one of another version.
     """
     try:
-        return ModelInfo.model_validate_json((folder / INFO_FILE).read_text())
+        return ModelInfo.model_validate_json((folder / INFO_FILE).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{folder}: no model here ({INFO_FILE} is missing); give a folder with a model") from error
     except ValidationError as error:
@@ -143,7 +143,7 @@ def read_info(folder: Path) -> ModelInfo:
 
 def write_info(folder: Path, info: ModelInfo) -> None:
     """Write what stands beside the weights."""
-    (folder / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n")
+    (folder / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def output_columns(info: ModelInfo) -> list[str]:

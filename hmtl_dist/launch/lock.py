@@ -67,7 +67,7 @@ def _taken(name: str, holder: dict[str, Any]) -> UserError:
 @contextmanager
 def _file_lock(folder: Path, name: str) -> Generator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:

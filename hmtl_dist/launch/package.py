@@ -44,7 +44,7 @@ def pack(folder: Path, files: Mapping[str, str], package: Path = _PACKAGE) -> in
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return _checked_size(folder, package)
 
 

@@ -21,7 +21,7 @@ def find_token(environment: Mapping[str, str]) -> str | None:
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     file = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
     try:
-        return file.read_text().strip() or None
+        return file.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError) as error:
         if not named:
             return None

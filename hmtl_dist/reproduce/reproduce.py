@@ -142,18 +142,18 @@ def _tracking(planned: Sequence[Planned]) -> TrackingConfig:
 def _parent(tracking: TrackingConfig, request: Request) -> str | None:
     """Create the MLflow run that the suite's runs belong to, or find that of an earlier invocation."""
     file = request.folder / PARENT_FILE
-    known = file.read_text().strip() if file.exists() else None
+    known = file.read_text(encoding="utf-8").strip() if file.exists() else None
     tags = code_tags() | {"suite": request.name, "title": request.suite.title}
     run_id = create_run(tracking, name=f"reproduce {request.name}", known=known, tags=tags)
     if run_id is not None:
-        file.write_text(run_id)
+        file.write_text(run_id, encoding="utf-8")
     return run_id
 
 
 def _write(request: Request, lines: Sequence[Line]) -> tuple[Path, Path]:
     table, page = request.folder / "table.csv", request.folder / "table.html"
-    table.write_text(as_csv(lines))
-    page.write_text(write_page(request.suite, lines))
+    table.write_text(as_csv(lines), encoding="utf-8")
+    page.write_text(write_page(request.suite, lines), encoding="utf-8")
     return table, page
 
 

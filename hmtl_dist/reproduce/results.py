@@ -64,7 +64,7 @@ class Store:
         path = self._path(result.run)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
-        new.write_text(result.model_dump_json(indent=2))
+        new.write_text(result.model_dump_json(indent=2), encoding="utf-8")
         new.replace(path)
 
     def log(self, run: str) -> Path:

@@ -233,7 +233,7 @@ def _ended(one: Running) -> Result:
 
 
 def _answer(output: Path) -> dict[str, Any]:
-    lines = output.read_text(errors="replace").strip().splitlines()
+    lines = output.read_text(errors="replace", encoding="utf-8").strip().splitlines()
     try:
         answer: object = json.loads(lines[-1]) if lines else {}
     except ValueError:
@@ -243,7 +243,7 @@ def _answer(output: Path) -> dict[str, Any]:
 
 def _reason(one: Running) -> str:
     errors = one.output.with_suffix(".err")
-    lines = [line.strip() for line in errors.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in errors.read_text(errors="replace", encoding="utf-8").splitlines() if line.strip()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     reason = told[0] if told else (lines[-1] if lines else "no word of why")
     code = one.process.returncode

@@ -225,7 +225,7 @@ def _locked(home: Path) -> Generator[Path]:
     folder = home.absolute() / "services"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (folder / "lock").open("w")
+        lock = (folder / "lock").open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be used: {error.strerror}; set HMTL_HOME to a folder you may write") from None
     with lock:

@@ -184,7 +184,7 @@ class Delivery:
     @contextmanager
     def _alone(self) -> Generator[None]:
         """Hold the journal's lock: a process of an interrupted run may still be delivering its end."""
-        with _offset_path(self._journal).open("a") as lock:
+        with _offset_path(self._journal).open("a", encoding="utf-8") as lock:
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,7 +224,7 @@ def rewind(journal: Path, step: int) -> None:
     """
     if not journal.exists():
         return
-    with _offset_path(journal).open("a") as lock:
+    with _offset_path(journal).open("a", encoding="utf-8") as lock:
         deadline = time.monotonic() + REWIND_SECONDS
         while True:
             try:
@@ -282,11 +282,11 @@ def _offset_path(journal: Path) -> Path:
 
 def _read_offset(journal: Path) -> int:
     try:
-        return int(_offset_path(journal).read_text() or 0)
+        return int(_offset_path(journal).read_text(encoding="utf-8") or 0)
     except (FileNotFoundError, ValueError):
         return 0
 
 
 def _write_offset(journal: Path, offset: int) -> None:
     # In place, since the lock is on this file: a torn number only means that a part is delivered again.
-    _offset_path(journal).write_text(str(offset))
+    _offset_path(journal).write_text(str(offset), encoding="utf-8")

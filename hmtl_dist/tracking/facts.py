@@ -39,4 +39,6 @@ def code_tags(folder: Path | None = None) -> dict[str, str]:
 
 def _git(git: str, folder: Path, *args: str) -> str:
     command = [git, "-C", str(folder), *args]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        command, check=True, capture_output=True, timeout=10, encoding="utf-8", errors="replace"
+    ).stdout.strip()

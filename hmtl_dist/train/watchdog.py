@@ -62,7 +62,7 @@ class Watchdog:
     def _give_up(self) -> None:
         said = f"no step for {self._seconds / 60:g} minutes: the rank hangs or waits for one that does; "
         try:
-            with self._file.open("w") as file:
+            with self._file.open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
             said += f"where each thread stood is in {self._file}"
         except OSError as error:

@@ -102,7 +102,7 @@ def angles(rotation: NDArray[np.float64]) -> dict[str, float]:
 
 def _pose(file: Path) -> NDArray[np.float64]:
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ValueError(f"{file.name} is missing") from None
     return np.array(numbers(text, 12, file.name)[:12])
@@ -111,7 +111,7 @@ def _pose(file: Path) -> NDArray[np.float64]:
 def _camera(file: Path) -> NDArray[np.float64] | None:
     """Intrinsics (9 numbers), distortion (4), rotation (9) and translation (3)."""
     try:
-        return np.array(numbers(file.read_text(), 25, file.name)[:25])
+        return np.array(numbers(file.read_text(encoding="utf-8"), 25, file.name)[:25])
     except (OSError, UnicodeDecodeError, ValueError):
         return None
 

@@ -101,7 +101,7 @@ class CKPlus(OriginalsAdapter):
             return None
         file = (self._landmarks / name).with_name(f"{Path(name).stem}_landmarks.txt")
         try:
-            text = file.read_text()
+            text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             raise ValueError("the landmarks are missing") from None
         points = np.array(numbers(text, 2 * _POINTS, "the file of landmarks")[: 2 * _POINTS]).reshape(-1, 2)
@@ -110,7 +110,7 @@ class CKPlus(OriginalsAdapter):
 
 def _expression(file: Path) -> str:
     try:
-        text = file.read_text().strip()
+        text = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         text = ""
     try:

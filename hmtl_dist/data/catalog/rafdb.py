@@ -100,7 +100,7 @@ class RafDb(OriginalsAdapter):
     def _attributes(self, stem: str) -> dict[str, str | None]:
         """Gender, race and age: the last three lines; none where the file is missing or something else."""
         try:
-            lines = (self._manual / f"{stem}_manu_attri.txt").read_text().split()
+            lines = (self._manual / f"{stem}_manu_attri.txt").read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError):
             return {}
         if len(lines) != 13:
@@ -110,7 +110,7 @@ class RafDb(OriginalsAdapter):
 
     def _box(self, stem: str) -> Box:
         try:
-            text = (self._root / f"Annotation/boundingbox/{stem}_boundingbox.txt").read_text()
+            text = (self._root / f"Annotation/boundingbox/{stem}_boundingbox.txt").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             raise ValueError("the face box is missing") from None
         left, top, right, bottom = numbers(text, 4, "the file of the face box")[:4]
