@@ -19,6 +19,7 @@ from hmtl_dist.cli import (
     recipes,
     report,
     reproduce,
+    runs,
     serve,
     services,
     submit,
@@ -109,6 +110,7 @@ app.add_typer(ui.app)
 app.add_typer(submit.app)
 app.add_typer(data.app, name="data", help="Make, check and look at data sets.")
 app.add_typer(services.app, name="services", help="Start and stop a local S3 and MLflow server.")
+app.add_typer(runs.app, name="runs", help="List, show, compare and remove what was trained here.")
 app.add_typer(recipes.recipes, name="recipes", help="List, print and copy the shipped recipes.")
 app.add_typer(recipes.spaces, name="spaces", help="List, print and copy the shipped search spaces.")
 

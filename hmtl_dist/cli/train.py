@@ -294,7 +294,7 @@ def metrics_table(metrics: Mapping[str, float]) -> "Table":
     from rich.table import Table
 
     kinds = [kind for kind in ("last", "ema", "best") if any(name.startswith(f"{kind}/") for name in metrics)]
-    table = Table("task", "figure", "value", *kinds)
+    table = Table("task", "metric", "value", *kinds)
     for name in sorted(name.removeprefix("eval/") for name in metrics if name.startswith("eval/")):
         task, _, metric = name.partition("/")
         values = [metrics.get(f"{kind}/{name}") for kind in ("eval", *kinds)]

@@ -52,6 +52,18 @@ def only_one(folder: str, name: str) -> Generator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process of this machine holds the lock of a run in a folder."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _me() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 

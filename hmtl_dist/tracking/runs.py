@@ -113,6 +113,22 @@ def tag_run(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str])
         logger.warning("MLflow: cannot set tags of run %s (%s)", run_id, first_line(error))
 
 
+def delete_run(config: TrackingConfig, run_id: str) -> None:
+    """Delete a run; MLflow keeps it among the deleted ones until its own clean-up. One that is gone is none.
+
+    Raises:
+        UserError: MLflow does not answer, or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = open_client(config)
+    try:
+        if _is_there(client, run_id):
+            client.delete_run(run_id)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"MLflow: cannot delete run {run_id} ({first_line(error)})") from error
+
+
 def run_url(config: TrackingConfig, run_id: str) -> str:
     """Say how to look at a run: its page on a server, or the command that shows a local database."""
     uri = redact(tracking_uri(config))
