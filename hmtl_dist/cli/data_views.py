@@ -105,7 +105,7 @@ def print_headers(headers: "Sequence[IndexHeader]") -> None:
             header.split,
             f"{header.num_samples:,}",
             f"{header.num_shards:,}",
-            _size(header.num_bytes),
+            num_bytes_as_text(header.num_bytes),
             header.digest[:16],
         )
     _show(table)
@@ -149,7 +149,7 @@ def print_plan(summary: "PlanSummary") -> None:
         _show(labels)
     table = Table("rank", "samples", "shards", "about")
     for share in summary.ranks:
-        table.add_row(str(share.rank), f"{share.samples:,}", f"{share.shards:,}", _size(share.num_bytes))
+        table.add_row(str(share.rank), f"{share.samples:,}", f"{share.shards:,}", num_bytes_as_text(share.num_bytes))
     _show(table)
 
 
@@ -163,7 +163,9 @@ def print_verified(report: "VerifyReport") -> None:
             text = ", ".join(f"{label or 'none'} {count:,}" for label, count in counts.items() if count)
             labels.add_row(place, name, text)
     _show(labels)
-    typer.echo(f"{report.samples:,} samples in {report.shards:,} shards, {_size(report.num_bytes)}, were read")
+    typer.echo(
+        f"{report.samples:,} samples in {report.shards:,} shards, {num_bytes_as_text(report.num_bytes)}, were read"
+    )
     _print_findings("damaged", report.damage)
     _print_findings("groups in more than one split", report.groups_across)
     _print_findings("pictures of one split that are also in another", _pairs(report.same_across))
@@ -194,7 +196,8 @@ def _show(table: "Table") -> None:
         console.show(table)
 
 
-def _size(num_bytes: int) -> str:
+def num_bytes_as_text(num_bytes: int) -> str:
+    """Write a number of bytes with the largest unit that leaves at least 1."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:

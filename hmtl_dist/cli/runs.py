@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hmtl_dist.cli.data_views import num_bytes_as_text
 from hmtl_dist.cli.train import AsJson, metrics_table
 from hmtl_dist.errors import UserError
 
@@ -24,7 +25,6 @@ Runs = Annotated[list[str], typer.Argument(help="Names of runs; * stands for any
 @app.command("ls")
 def ls(runs: Patterns = None, as_json: AsJson = False) -> None:
     """List the runs that were started here, newest last."""
-    from rich.filesize import decimal
     from rich.table import Table
 
     from hmtl_dist.console import Console, duration
@@ -41,7 +41,9 @@ def ls(runs: Patterns = None, as_json: AsJson = False) -> None:
         table = Table("run", "status", "epoch", "step", "metric", "size", "seen", box=None, pad_edge=False)
         for run in found:
             ago = f"{duration(time.time() - run.seen)} ago"
-            table.add_row(run.name, run.status, _epochs(run), str(run.step), _metric(run), decimal(run.num_bytes), ago)
+            table.add_row(
+                run.name, run.status, _epochs(run), str(run.step), _metric(run), num_bytes_as_text(run.num_bytes), ago
+            )
         console.show(table)
 
 
@@ -50,8 +52,6 @@ def show(
     run_name: Annotated[str, typer.Argument(help="Name of a run.", metavar="RUN")], as_json: AsJson = False
 ) -> None:
     """Show one: how far it came, its metrics, its checkpoints, and how it goes on."""
-    from rich.filesize import decimal
-
     from hmtl_dist.config.io import home
     from hmtl_dist.console import Console
     from hmtl_dist.engine.checkpoint import checkpoint_at, complete_steps
@@ -59,7 +59,9 @@ def show(
     from hmtl_dist.train.saving import checkpoints_folder
 
     with Console() as console:
-        run = _one(find_runs([run_name], console.warn), run_name)
+        run, *others = find_runs([run_name])
+        if others:
+            raise UserError(f"{run_name}: {1 + len(others)} runs; give one, such as {run.name}")
         checkpoints = checkpoints_folder(run.folder)
         steps = complete_steps(checkpoints)
         if as_json:
@@ -76,7 +78,7 @@ def show(
         if run.url:
             console.say(f"MLflow      {run.url}")
         console.say(f"log         {home() / 'runs' / run.name / 'log.txt'}")
-        console.say(f"size        {decimal(run.num_bytes)} here")
+        console.say(f"size        {num_bytes_as_text(run.num_bytes)} here")
         if run.status not in ("finished", "training"):
             console.say(f"goes on by  hmtl-dist resume {run.name}")
 
@@ -125,8 +127,6 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove runs with their checkpoints, wherever these are; a run that is being trained is refused."""
-    from rich.filesize import decimal
-
     from hmtl_dist.console import Console
     from hmtl_dist.launch.kept import find_runs, remove_run
 
@@ -134,7 +134,9 @@ def rm(
         found = find_runs(runs, console.warn)
         for run in found:
             elsewhere = f" and {run.folder}" if "://" in run.folder else ""
-            console.say(f"{run.name}  {run.status}, epoch {_epochs(run)}, {decimal(run.num_bytes)} here{elsewhere}")
+            console.say(
+                f"{run.name}  {run.status}, epoch {_epochs(run)}, {num_bytes_as_text(run.num_bytes)} here{elsewhere}"
+            )
         if not yes:
             if not sys.stdin.isatty():
                 raise UserError("nothing was removed: nobody is there to ask; say --yes")
@@ -144,14 +146,6 @@ def rm(
         for run in found:
             remove_run(run, tracked=tracked)
             console.say(f"removed {run.name}")
-
-
-def _one(found: "list[KeptRun]", name: str) -> "KeptRun":
-    if not found:
-        raise UserError(f"{name}: cannot be read")
-    if len(found) > 1:
-        raise UserError(f"{name}: {len(found)} runs; give one, such as {found[-1].name}")
-    return found[0]
 
 
 def _epochs(run: "KeptRun") -> str:

@@ -256,13 +256,9 @@ class _View:
 
 
 def _headline(metrics: Mapping[str, float]) -> str:
-    wanted = ("/accuracy", "/balanced_accuracy", "/mae")
-    shown = {
-        name: value
-        for name, value in metrics.items()
-        if name.startswith("eval/") and "/group/" not in name and any(part in name for part in wanted)
-    }
-    return "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in shown.items())
+    from hmtl_dist.train.best import headline
+
+    return "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in headline(metrics).items())
 
 
 def tell(finished: "Finished", console: "Console", again: str = "the same command") -> None:

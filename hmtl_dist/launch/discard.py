@@ -38,12 +38,13 @@ def discard(config: RunConfig, *, log: bool = False) -> None:
     for place in dict.fromkeys((folder, str(home() / "runs" / config.name))):
         storage = open_storage(place)
         for key in sorted(info.key for info in storage.list()):
-            if _OWN.match(key) or (log and key in (LOG, LOCK)):
+            if _OWN.match(key) or (log and key == LOG):
                 storage.delete(key)
         if "://" not in place:  # folders are there still, with what a killed writer has left in them
             for child in Path(place).glob("*/"):
                 if _OWN.match(f"{child.name}/"):
                     shutil.rmtree(child, ignore_errors=True)
             if log:
+                (Path(place) / LOCK).unlink(missing_ok=True)  # of a run on S3 its holder's alone, who renews it
                 with suppress(OSError):  # it holds what is not the run's, or was never there
                     Path(place).rmdir()

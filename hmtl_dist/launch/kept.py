@@ -11,13 +11,14 @@ from hmtl_dist.config.explain import choices
 from hmtl_dist.config.io import home
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.discard import discard
-from hmtl_dist.launch.folders import RECORD, rank_folder
+from hmtl_dist.launch.folders import RECORD, rank_folder, run_folder
 from hmtl_dist.launch.lock import is_held, only_one
-from hmtl_dist.launch.record import load_run, read_record
+from hmtl_dist.launch.record import config_of, read_record
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import resolve
 from hmtl_dist.tracking.jsonl import JOURNAL, Event, read_events
 from hmtl_dist.tracking.runs import delete_run, run_url
+from hmtl_dist.train.best import headline
 
 TAIL_BYTES = 1 << 20
 """How much of the end of a journal is read: thousands of windows."""
@@ -57,9 +58,7 @@ class KeptRun:
         wanted = self.config.train.monitor
         if wanted is not None and wanted in self.metrics:
             return wanted, self.metrics[wanted]
-        named = ("accuracy", "balanced_accuracy", "mae")
-        plain = [name for name in self.metrics if name.count("/") == 2 and name.rpartition("/")[2].startswith(named)]
-        return next(((name, self.metrics[name]) for name in plain), None)
+        return next(iter(headline(self.metrics).items()), None)
 
     @property
     def url(self) -> str | None:
@@ -69,26 +68,30 @@ class KeptRun:
         return run_url(resolve(self.config.tracking, self.run_id, known=self.tracking_uri), self.run_id)
 
 
-def find_runs(patterns: Sequence[str] = (), warn: Callable[[str], None] = lambda line: None) -> list[KeptRun]:
+def find_runs(patterns: Sequence[str] = (), warn: Callable[[str], None] | None = None) -> list[KeptRun]:
     """Return the runs whose names match any of some patterns, newest last; all of them without a pattern.
 
     Args:
         patterns: Names, in which `*`, `?` and `[...]` stand for others as in a shell.
-        warn: Called with why a run cannot be read, which is then left out.
+        warn: Called with why a run cannot be read, which is then left out; without it that is raised.
 
     Raises:
-        UserError: One matches none.
+        UserError: One matches none, or a run cannot be read.
     """
     names = sorted(path.parent.name for path in (home() / "runs").glob(f"*/{RECORD}"))
-    wanted = {name for name in names if not patterns or any(fnmatchcase(name, one) for one in patterns)}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+    wanted: set[str] = set()
+    for pattern in patterns or ("*",):
+        matching = {name for name in names if fnmatchcase(name, pattern)}
+        if patterns and not matching:
             raise UserError(f"{pattern}: no run of that name here; {choices(pattern, names)}")
+        wanted |= matching
     found: list[KeptRun] = []
     for name in sorted(wanted):
         try:
             found.append(read_run(name))
         except UserError as error:
+            if warn is None:
+                raise
             warn(str(error))
     return sorted(found, key=lambda run: run.seen)
 
@@ -99,10 +102,12 @@ def read_run(name: str) -> KeptRun:
     Raises:
         UserError: There is no such run, or it is of another version.
     """
-    config = load_run(name)
     here = home() / "runs" / name
     record = read_record(str(here))
-    folder = (record and record.folder) or str(here)
+    config = config_of(record, str(here))
+    if config is None:
+        raise UserError(f"{name}: no run of that name here")
+    folder = run_folder(config)
     journal = rank_folder(config, 0) / JOURNAL
     events = _tail(journal)
     metrics: dict[str, float] = {}

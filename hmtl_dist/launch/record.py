@@ -130,7 +130,7 @@ def load_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     named = "/" not in run and not Path(run).is_dir()
     folder = str(home() / "runs" / run) if named else run.rstrip("/")
-    config = _configuration(folder)
+    config = config_of(read_record(folder), folder)
     if config is None:
         raise UserError(f"{run}: no run there; give a name that `ls {home() / 'runs'}` shows, or a run's folder or URL")
     if not named:  # it may have been moved since
@@ -141,9 +141,16 @@ def load_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
     return with_overrides(config, overrides)
 
 
-def _configuration(folder: str) -> RunConfig | None:
-    """Return what a run was started with last, or what its newest checkpoint says; None where there is neither."""
-    record = read_record(folder)
+def config_of(record: Record | None, folder: str) -> RunConfig | None:
+    """Return what a run was started with last, or what its newest checkpoint says; None where there is neither.
+
+    Args:
+        record: The record in the run's folder, if there is one.
+        folder: Folder or URL of the run.
+
+    Raises:
+        UserError: It is not of this version.
+    """
     if record is None:
         manifest = newest_manifest(checkpoints_folder(folder))
         return None if manifest is None else saved_config(manifest)

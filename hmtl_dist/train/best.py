@@ -10,6 +10,16 @@ EVAL, LAST, BEST, EMA = "eval/", "last/", "best/", "ema/"
 AT_THE_END = (LAST, EMA, EVAL)
 """Whose figures a table tells of a run, the first there is: those of the weights at its end."""
 BEST_STEP = "best/step"
+_HEADLINE = ("/accuracy", "/balanced_accuracy", "/mae")
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Choose of an evaluation's metrics those that one line tells: accuracies and mean absolute errors of everybody."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name.startswith(EVAL) and "/group/" not in name and any(part in name for part in _HEADLINE)
+    }
 
 
 def with_best(

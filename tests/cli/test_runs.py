@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def trained(
     name: str, steps: int = 20, *, ends: RunStatus | None = "FINISHED", storage: str | None = None, **sections: Any
 ) -> Path:
     """Leaves what a run of four steps an epoch leaves, and returns its folder here."""
+    sections = {"tracking": {"enabled": False}} | sections
     tree = config(name=name, launch={"kind": "local", "storage": storage}, **sections)
     folder = run_folder(tree)
     write_record(tree, RunContext(folder, Recording(run_id=f"id-of-{name}")))
@@ -176,6 +178,18 @@ def test_nothing_is_removed_unasked(refused: Said) -> None:
     folder = trained("kept")
     assert refused("rm", "kept") == "nothing was removed: nobody is there to ask; say --yes"
     assert folder.exists()
+
+
+def test_a_name_is_that_of_a_run_and_not_of_a_folder_that_is_called_so(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = trained("demo", 10)
+    other = tmp_path / "demo"
+    shutil.copytree(ours, other)
+    monkeypatch.chdir(tmp_path)
+    assert said("show", "demo").startswith("demo: finished at step 10, ")
+    said("rm", "demo", "--yes")
+    assert (ours.exists(), (other / "run.json").exists()) == (False, True)
 
 
 def test_what_is_no_runs_own_stays(said: Said) -> None:

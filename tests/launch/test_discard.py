@@ -40,6 +40,18 @@ def test_what_a_run_has_left_goes_and_nothing_else(
     assert not [path for path in (hmtl_home / "runs" / "mine").glob("*/") if path.name != "plots"]
 
 
+@pytest.mark.parametrize(("on_s3", "left"), [(False, set[str]()), (True, {"lock"})])
+def test_the_lock_of_a_run_on_s3_is_left_to_its_holder_who_renews_it(
+    s3_env: S3Server, tmp_path: Path, *, on_s3: bool, left: set[str]
+) -> None:
+    storage = f"{s3_env.bucket()}/runs" if on_s3 else str(tmp_path)
+    tree = config(name="locked", launch={"kind": "local", "storage": storage})
+    for key in ("lock", "log.txt", OWN[0]):
+        open_storage(run_folder(tree)).write(key, b"{}")
+    discard(tree, log=True)
+    assert {info.key for info in open_storage(run_folder(tree)).list()} == left
+
+
 def test_a_run_that_was_never_there_has_left_nothing(tmp_path: Path) -> None:
     discard(config(name="new", launch={"kind": "local", "storage": str(tmp_path / "nowhere")}))
     assert not (tmp_path / "nowhere").exists()
