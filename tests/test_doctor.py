@@ -9,6 +9,7 @@ import pytest
 from hmtl_dist import doctor
 from hmtl_dist.data.storage import S3Storage, open_storage
 from hmtl_dist.doctor import Check
+from hmtl_dist.doctor_cluster import look
 from hmtl_dist.services import ServicesInfo
 from tests.servers import S3Server
 
@@ -116,6 +117,14 @@ def test_tracking_server_that_answers_is_fine(mlflow_server: str) -> None:
     assert doctor.mlflow({"MLFLOW_TRACKING_URI": mlflow_server}, None) == Check(
         "mlflow", "ok", f"{mlflow_server} answers"
     )
+
+
+def test_tracking_server_that_a_node_reaches_and_that_lets_it_in_is_fine(
+    mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    check = next(check for check in look(None)["checks"] if check["name"] == "mlflow")
+    assert check["status"] == "ok"
 
 
 def test_tracking_server_that_is_away_fails(closed_port: int) -> None:

@@ -88,7 +88,7 @@ def test_a_stopped_run_is_recorded_once_a_step(resumed: Finished) -> None:
     assert [event["status"] for event in events if event["event"] == "end"] == ["KILLED", "FINISHED"]
 
 
-@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.nightly), 3])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(3, marks=pytest.mark.nightly)])
 def test_loader_workers_and_evaluations_move_no_weight(uninterrupted: Finished, url: str, num_workers: int) -> None:
     tree = config(
         f"workers-{num_workers}", url, data={"num_workers": num_workers}, train={"evaluate_every_epochs": EPOCHS}
