@@ -208,7 +208,7 @@ def started(variant: str, number: int, home: Path, url: str, options: argparse.N
 
 def ray_folders() -> set[Path]:
     """Return where own Rays of runs lie, which outlive a SIGKILL."""
-    return set(Path("/tmp").glob("hmtl-ray-*"))
+    return set(Path("/tmp").glob("hmtl_tmp-ray-*"))
 
 
 def settings(name: str, url: str, options: argparse.Namespace) -> list[str]:

@@ -6,7 +6,6 @@ quantize, if wanted; ask about every picture of the test set  ->  figures with i
 """
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from hmtl_dist.inference.info import Format, ModelInfo, Quantized, Weights, read
 from hmtl_dist.launch.asked import ask, metric_of
 from hmtl_dist.launch.models import load_trained, open_test_set, read_pictures, stored_model
 from hmtl_dist.run_config import RunConfig
+from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.config import TrackingConfig
 
 ExportFormat = Format | Literal["onnx-int8"]
@@ -77,10 +77,10 @@ def export_model(
     if out is not None:
         _refuse_taken(out)  # before anything is loaded
     with (
-        tempfile.TemporaryDirectory(prefix="hmtl-export-") as work,
+        temporary_folder("export") as work,
         stored_model(source, tracking or TrackingConfig()) as folder,
     ):
-        plain, made = Path(work) / "plain", Path(work) / "made"
+        plain, made = work / "plain", work / "made"
         if folder is None:
             if data is not None:
                 raise UserError(f"--data: {source} is a run, whose own test set is read; --data is for stored models")

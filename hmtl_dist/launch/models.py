@@ -1,6 +1,5 @@
 """The trained model that a name stands for: a run, a checkpoint, a stored model's folder, a registered version."""
 
-import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.supervised import SupervisedTask
+from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.registry import SCHEME, download_version, find_version
 from hmtl_dist.train.base import RankContext
@@ -116,8 +116,8 @@ def stored_model(source: str, tracking: TrackingConfig) -> Generator[Path | None
         UserError: There is no such registered model, or MLflow does not answer.
     """
     if source.startswith(SCHEME):
-        with tempfile.TemporaryDirectory(prefix="hmtl-model-") as work:
-            yield download_version(tracking, find_version(tracking, source), Path(work))
+        with temporary_folder("model") as work:
+            yield download_version(tracking, find_version(tracking, source), work)
     elif "://" not in source and is_model(Path(source).expanduser()):
         yield Path(source).expanduser()
     else:
@@ -131,12 +131,12 @@ def model_folder(source: str, tracking: TrackingConfig, weights: Weights | None 
     Raises:
         UserError: There is none under that name.
     """
-    with stored_model(source, tracking) as folder, tempfile.TemporaryDirectory(prefix="hmtl-model-") as work:
+    with stored_model(source, tracking) as folder, temporary_folder("model") as work:
         if folder is None:
-            load_trained(source, weights).write(Path(work))
+            load_trained(source, weights).write(work)
         elif weights is not None:
             raise UserError(f"weights {weights}: {source} holds one kind only; give the run to choose")
-        yield folder or Path(work)
+        yield folder or work
 
 
 @contextmanager

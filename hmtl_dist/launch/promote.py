@@ -6,7 +6,6 @@ ask both about every picture of it
 better at the deciding head, and worse at none?  ->  move the alias
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from hmtl_dist.inference.info import ModelInfo, TestSet, read_info
 from hmtl_dist.launch.asked import Asked, ask, metric_of
 from hmtl_dist.launch.models import open_test_set
 from hmtl_dist.tasks.reading import HeadOutput
+from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.registry import SCHEME, NoSuchVersionError, Version, download_version, find_version, move_alias
 
@@ -115,9 +115,9 @@ def judge(heads: Sequence[Compared]) -> tuple[bool, str]:
 def _compare(
     champion: Version, candidate: Version, head: str | None, alpha: float, data: str | None, tracking: TrackingConfig
 ) -> tuple[Compared, ...]:
-    with tempfile.TemporaryDirectory(prefix="hmtl-promote-") as work:
+    with temporary_folder("promote") as work:
         folders = [
-            download_version(tracking, version, Path(work) / role)
+            download_version(tracking, version, work / role)
             for version, role in ((champion, CHAMPION), (candidate, CANDIDATE))
         ]
         infos = [read_info(folder) for folder in folders]

@@ -9,10 +9,8 @@ secret is put into a runtime environment, which Ray shows to everyone.
 import functools
 import math
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import TrainingError, one_line
 from hmtl_dist.launch.ray_token import find_token
 from hmtl_dist.run_config import LaunchConfig
+from hmtl_dist.temporary import temporary_folder
 
 ANSWER_SECONDS = 10.0
 """How long a cluster may take to answer at all."""
@@ -102,30 +101,29 @@ def ray_cluster(launch: LaunchConfig, *, num_cpus: int | None = None) -> Generat
     import ray
 
     if ray.is_initialized():  # whoever connected, a search for example, also disconnects
-        with tempfile.TemporaryDirectory(prefix="hmtl-ray-") as scratch:
-            yield Cluster(own=False, scratch=Path(scratch))
+        with temporary_folder("ray") as scratch:
+            yield Cluster(own=False, scratch=scratch)
         return
     # not under TMPDIR: Ray's sockets live in this folder, and the path of a socket may have 107 characters at most
-    scratch = Path(tempfile.mkdtemp(prefix="hmtl-ray-", dir="/tmp"))
-    keep = False
-    try:
-        if address == "local":
-            _start(launch, scratch, num_cpus or _cores(launch))
-        else:
-            _join(launch, address)
-        yield Cluster(own=address == "local", scratch=scratch)
-    except Exception as error:
-        keep = getattr(error, "keep_logs", False)
-        raise
-    finally:
-        ray.shutdown()
-        for name in [name for name in os.environ if name.startswith("RAY_AUTH_")]:
-            del os.environ[name]  # an own Ray's token is no other cluster's
-        os.environ.update(given)
-        if keep:
-            print(f"Ray's own logs are kept in {scratch}", flush=True)  # noqa: T201  (goes to the run's log)
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with temporary_folder("ray", "/tmp") as scratch:
+        keep = False
+        try:
+            if address == "local":
+                _start(launch, scratch, num_cpus or _cores(launch))
+            else:
+                _join(launch, address)
+            yield Cluster(own=address == "local", scratch=scratch)
+        except Exception as error:
+            keep = getattr(error, "keep_logs", False)
+            raise
+        finally:
+            ray.shutdown()
+            for name in [name for name in os.environ if name.startswith("RAY_AUTH_")]:
+                del os.environ[name]  # an own Ray's token is no other cluster's
+            os.environ.update(given)
+            if keep:
+                kept = scratch.rename(scratch.with_name(scratch.name.replace("hmtl_tmp-ray-", "hmtl_ray_logs-")))
+                print(f"Ray's own logs are kept in {kept}", flush=True)  # noqa: T201  (goes to the run's log)
 
 
 def dead_servers() -> str | None:
@@ -163,7 +161,7 @@ def _start(launch: LaunchConfig, scratch: Path, num_cpus: int) -> None:
     """
     _check_gpus(launch)
     try:
-        with _patience(), _session_of_its_own():
+        with _started_our_way():
             _init_own(scratch, num_cpus)
     except Exception as error:
         if "timed out during startup" not in str(error):
@@ -175,12 +173,17 @@ def _start(launch: LaunchConfig, scratch: Path, num_cpus: int) -> None:
 
 
 @contextmanager
-def _patience() -> Generator[None]:
-    """Let Ray's servers have longer to start than the 30 s that are written into it: on a busy machine they need it."""
+def _started_our_way() -> Generator[None]:
+    """Start Ray's servers otherwise than Ray does, which has no settings for it.
+
+    They have longer to start than the 30 s that are written into it: on a busy machine they need it. And they have a
+    session of their own, where no signal to the driver's process group, or of its terminal, reaches them: the driver
+    decides what follows, and the kernel ends them with it.
+    """
     from ray._private import services
 
     known: Any = services
-    get_node = known.get_node
+    get_node, popen = known.get_node, known.ConsolePopen
 
     def wait_for_node(*arguments: Any) -> Any:
         deadline = time.monotonic() + _START_SECONDS
@@ -193,27 +196,11 @@ def _patience() -> Generator[None]:
                 time.sleep(_LOOK_SECONDS)
 
     known.get_node = wait_for_node
-    try:
-        yield
-    finally:
-        known.get_node = get_node
-
-
-@contextmanager
-def _session_of_its_own() -> Generator[None]:
-    """Start Ray's servers where no signal to the driver's process group, or of its terminal, reaches them.
-
-    The driver decides what follows, and the kernel ends them with it.
-    """
-    from ray._private import services
-
-    known: Any = services
-    popen = known.ConsolePopen
     known.ConsolePopen = functools.partial(popen, start_new_session=True)
     try:
         yield
     finally:
-        known.ConsolePopen = popen
+        known.get_node, known.ConsolePopen = get_node, popen
 
 
 def _init_own(scratch: Path, num_cpus: int) -> None:

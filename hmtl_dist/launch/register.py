@@ -1,9 +1,7 @@
 """A saved run's model as a registered version in MLflow, from this process."""
 
-import tempfile
-from pathlib import Path
-
 from hmtl_dist.launch.models import load_trained
+from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.logged_model import record_model
 
@@ -26,7 +24,7 @@ def register_run(run: str, tracking: TrackingConfig, run_id: str, *, name: str, 
     """
     model = load_trained(run)
     wanted = tracking.model_copy(update={"register_model": name, "register_alias": alias})
-    with tempfile.TemporaryDirectory(prefix="hmtl-model-") as work:
-        folder = Path(work) / "model"
+    with temporary_folder("model") as work:
+        folder = work / "model"
         model.write(folder)
         return record_model(wanted, run_id, folder)

@@ -14,14 +14,12 @@ import logging
 import os
 import shlex
 import socket
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +28,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import one_line
 from hmtl_dist.launch.package import check_words, pack
 from hmtl_dist.launch.ray_token import find_token
+from hmtl_dist.temporary import temporary_folder
 
 ANSWER_SECONDS = 10.0
 """How long a cluster may take to answer at all."""
@@ -138,8 +137,8 @@ def send(address: str, words: Sequence[str], files: Mapping[str, str]) -> str:
     check_words(words)
     check_cluster(address)
     job_id = f"hmtl-{words[0]}-{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
-    with tempfile.TemporaryDirectory(prefix="hmtl-job-") as folder:
-        pack(Path(folder), files)
+    with temporary_folder("job") as folder:
+        pack(folder, files)
         runtime_env = {"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
         entrypoint = shlex.join(["python", "-m", "hmtl_dist", *words])
         try:

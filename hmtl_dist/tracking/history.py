@@ -1,13 +1,13 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Reads what MLflow holds of runs: facts, the history of figures, files."""
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.client import answering, open_client
 from hmtl_dist.tracking.config import PARENT, TrackingConfig, tracking_uri
 from hmtl_dist.tracking.redact import redact
@@ -115,8 +115,8 @@ class History:
 
     def read(self, run_id: str, path: str) -> bytes:
         """Return the contents of a file among a run's artifacts."""
-        with answering(self._config), tempfile.TemporaryDirectory() as folder:
-            return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
+        with answering(self._config), temporary_folder("artifact") as folder:
+            return Path(self._client.download_artifacts(run_id, path, str(folder))).read_bytes()
 
     def _search(self, experiments: Sequence[str], text: str) -> list[RecordedRun]:
         found: list[RecordedRun] = []

@@ -2,12 +2,12 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.client import open_client
 from hmtl_dist.tracking.config import TrackingConfig
 from hmtl_dist.tracking.redact import first_line
@@ -58,9 +58,9 @@ def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folde
             run.info.experiment_id, name="model", source_run_id=run_id, tags={"digest": digest}
         )
         model_id = logged.model_id
-        with tempfile.TemporaryDirectory() as work:
-            _save_pyfunc(Path(work) / "model", folder, run_id=run_id, model_id=model_id, uri=logged.artifact_location)
-            client.log_model_artifacts(model_id, str(Path(work) / "model"))
+        with temporary_folder("model") as work:
+            _save_pyfunc(work / "model", folder, run_id=run_id, model_id=model_id, uri=logged.artifact_location)
+            client.log_model_artifacts(model_id, str(work / "model"))
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
         client.finalize_logged_model(model_id, "READY")
     if config.register_model:

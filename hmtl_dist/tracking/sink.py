@@ -5,7 +5,6 @@
 import json
 import logging
 import re
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.client import open_client, prepare_mlflow
 from hmtl_dist.tracking.config import Recording, TrackingConfig
 from hmtl_dist.tracking.delivery import MAX_VALUES, Delivery, lacking, rewind, waiting
@@ -234,9 +234,9 @@ class MlflowSink:
         if not is_text(path):
             self._client.log_artifact(self._run.run_id, str(path), target)
             return
-        with tempfile.TemporaryDirectory() as clean:
-            redact_file(path, Path(clean) / path.name)
-            self._client.log_artifact(self._run.run_id, str(Path(clean) / path.name), target)
+        with temporary_folder("artifact") as clean:
+            redact_file(path, clean / path.name)
+            self._client.log_artifact(self._run.run_id, str(clean / path.name), target)
 
 
 def _system_monitors() -> list[Monitor]:

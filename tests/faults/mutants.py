@@ -645,8 +645,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         (90,),
         "launch/ray_cluster.py",
-        "with _patience(), _session_of_its_own():",
-        "with _patience():",
+        "functools.partial(popen, start_new_session=True)",
+        "popen",
         "launch/test_ray_train.py::test_a_signal_to_the_process_group_reaches_the_workers_as_a_request_and_leaves_nothing_"
         "behind[15]",
         slow=True,

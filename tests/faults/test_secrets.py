@@ -143,7 +143,7 @@ def ray_folders(processes: list[psutil.Process]) -> set[Path]:
     found: set[Path] = set()
     for process in processes:
         try:
-            found |= {Path(path) for path in re.findall(r"/tmp/hmtl-ray-\w+", " ".join(process.cmdline()))}
+            found |= {Path(path) for path in re.findall(r"/tmp/hmtl_tmp-ray-\w+", " ".join(process.cmdline()))}
         except psutil.Error:
             continue
     return found

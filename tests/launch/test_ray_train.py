@@ -111,7 +111,7 @@ def test_a_killed_driver_takes_its_ray_along(drive: Drive) -> None:
     process = drive("ray", "never_stops")
     first_progress(process)
     processes = processes_of(process)
-    folders = set(re.findall(r"/tmp/hmtl-ray-\w+", " ".join(map(command_line, processes))))
+    folders = set(re.findall(r"/tmp/hmtl_tmp-ray-\w+", " ".join(map(command_line, processes))))
     process.kill()
 
     assert gone(processes, timeout=120)  # Ray's agents give up after a minute

@@ -12,7 +12,6 @@ write OUT/rejected.csv, the index of every split, and OUT/dataset.json
 import csv
 import io
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +44,7 @@ from hmtl_dist.data.dataset.writing import (
 )
 from hmtl_dist.data.storage import Storage, open_storage
 from hmtl_dist.errors import UserError
+from hmtl_dist.temporary import temporary_folder
 
 MANIFEST = "build.json"
 _COPIES = "duplicates.npz"
@@ -149,8 +149,8 @@ def build(
         UserError: when no sample is usable, a split would be empty, or `url` holds another data set.
     """
     storage = open_storage(url)
-    with tempfile.TemporaryDirectory(prefix="hmtl-build-") as folder:
-        spool = write_spool(adapter, Path(folder) / "samples.jsonl", settings.seed)
+    with temporary_folder("build") as folder:
+        spool = write_spool(adapter, folder / "samples.jsonl", settings.seed)
         if not len(spool.offsets):
             raise UserError(f"no sample is usable{_first_reasons(spool.rejected)}")
         splits = _assign(spool, settings, adapter)  # refuses what is impossible before anything is written
@@ -245,17 +245,16 @@ def _build_shard(task: _ShardJob) -> _ShardResult:
     """Write one shard (in a worker process): the tar first, then the side table that says the shard is finished."""
     storage = _storage(task.job.url)
     table = table_key(task.split, task.name)
+    adapter = task.job.adapter
+    # before anything is read: what changes meanwhile is found by the next call
+    stamps = stamps_of(adapter, task.job.spool, task.offsets)
     if storage.exists(table):
-        kept = _finished(task, storage, storage.read(table))
+        kept = _finished(task, storage, table, stamps)
         if kept is not None:
             return kept
     rejected: list[tuple[int, Rejected]] = []
-    adapter = task.job.adapter
-    stamps = stamps_of(
-        task.job.adapter, task.job.spool, task.offsets
-    )  # before anything is read: what changes meanwhile is found by the next call
-    with tempfile.TemporaryDirectory(prefix="hmtl-shard-") as folder:
-        path = Path(folder) / "shard.tar"
+    with temporary_folder("shard") as folder:
+        path = folder / "shard.tar"
         rows, num_bytes, sha256 = write_tar(path, _load_samples(task, rejected), adapter.group)
         if rows:
             storage.upload(task.name, path)
@@ -275,8 +274,9 @@ def _build_shard(task: _ShardJob) -> _ShardResult:
     return _ShardResult(task.split, record, rejected, len(task.numbers), kept=False)
 
 
-def _finished(task: _ShardJob, storage: Storage, data: bytes) -> _ShardResult | None:
-    """The result of an earlier call, None when its shard is not whole."""
+def _finished(task: _ShardJob, storage: Storage, table: str, stamps: NDArray[np.uint64]) -> _ShardResult | None:
+    """The result of an earlier call, None when its shard is not whole, or its originals have changed since."""
+    data = storage.read(table)
     try:
         columns = decode_table(data)
         num_bytes, sha256 = int(columns["tar.bytes"][0]), columns["tar.sha256"].tobytes()
@@ -286,9 +286,7 @@ def _finished(task: _ShardJob, storage: Storage, data: bytes) -> _ShardResult | 
     whole = not len(columns["offset"]) or (storage.exists(task.name) and storage.stat(task.name).size == num_bytes)
     if not whole or len(columns["offset"]) + len(rejected) != len(task.numbers):
         return None
-    if not are_unchanged(
-        storage, table_key(task.split, task.name), stamps_of(task.job.adapter, task.job.spool, task.offsets)
-    ):
+    if not are_unchanged(storage, table, stamps):
         return None
     record = shard_record(task.name, data, task.job.adapter.fields, num_bytes=num_bytes, sha256=sha256)
     return _ShardResult(task.split, record, rejected, len(task.numbers), kept=True)

@@ -11,7 +11,6 @@ What becomes of the entries of KEY.json (and of KEY.cls, as an entry `cls`):
 
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from hmtl_dist.data.dataset.writing import (
 from hmtl_dist.data.storage import Storage, open_storage
 from hmtl_dist.data.storage.hashing import HashingReader
 from hmtl_dist.errors import UserError
+from hmtl_dist.temporary import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,8 @@ def index_shards(
     storage = open_storage(url)
     found = find_tars(storage, split)
     tars = found.tars
-    with tempfile.TemporaryDirectory(prefix="hmtl-index-") as folder:
-        tasks = (
-            _ScanJob(url, split, key, Path(folder) / f"{number}.jsonl") for number, (split, key) in enumerate(tars)
-        )
+    with temporary_folder("index") as folder:
+        tasks = (_ScanJob(url, split, key, folder / f"{number}.jsonl") for number, (split, key) in enumerate(tars))
         scanned: list[_Scanned] = []
         on_progress(0, len(tars))
         for result in run_tasks(_scan, tasks, num_workers):
