@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -10,21 +11,20 @@ from typing_extensions import override
 
 from hmtl_dist.config.base import Section
 from hmtl_dist.data.catalog.class_folders import ClassFolders
+from hmtl_dist.data.catalog.originals import MAX_FILE_BYTES
 from hmtl_dist.data.catalog.registry import DataSet
 from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError, SampleRef
 from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, parse_labels, read_value
 from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.data.dataset.split import ORDER, SPLITS
-from hmtl_dist.data.dataset.values import class_of, is_missing
-from hmtl_dist.data.storage import ObjectMissingError, Storage, open_storage
+from hmtl_dist.data.dataset.values import class_of, group_of, is_missing
+from hmtl_dist.data.storage import ObjectInfo, ObjectMissingError, Storage, open_storage
 from hmtl_dist.errors import UserError
 
 MAX_SPLITS = 20
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-MAX_FILE_BYTES = 256 << 20
-"""A picture file larger than this is left out instead of being read into memory."""
-
-
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+"""How an absolute path begins on Windows."""
 MAX_NAME_BYTES = 255
 """Longest name of a file on the usual file systems."""
 
@@ -58,6 +58,7 @@ class FolderAdapter(Adapter):
         if "://" not in source and not Path(source).is_dir():
             raise UserError(f"no folder {source}: give the folder that holds the pictures")
         self._source = source
+        self._roots = _roots(source)
         beside = Path(source) / labels
         self._labels = beside if not labels.exists() and beside.is_file() else labels
         self._file_column = file_column
@@ -94,16 +95,17 @@ class FolderAdapter(Adapter):
             except ValueError as error:
                 yield Rejected(name or f"line {line}", str(error))
                 continue
-            if ref.name in seen:  # it could fall to both sides of a split
+            same = unicodedata.normalize("NFC", ref.name)
+            if same in seen:  # it could fall to both sides of a split
                 yield Rejected(ref.name, f"line {line} lists the file again")
                 continue
-            seen.add(ref.name)
+            seen.add(same)
             yield ref
 
     @override
     def stamp(self, ref: SampleRef) -> str:
         try:
-            return _storage(self._source).stat(ref.name).etag
+            return _stat(_storage(self._source), ref.name).etag
         except ObjectMissingError:
             return ""
 
@@ -111,24 +113,31 @@ class FolderAdapter(Adapter):
     def load(self, ref: SampleRef) -> bytes:
         storage = _storage(self._source)
         try:
-            size = storage.stat(ref.name).size
+            file = _stat(storage, ref.name)
         except ObjectMissingError:
             raise RejectedError(f"no such file under {self._source}") from None
-        if size > MAX_FILE_BYTES:
-            raise RejectedError(f"the file has {size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}")
-        return storage.read(ref.name)
+        if file.size > MAX_FILE_BYTES:
+            raise RejectedError(f"the file has {file.size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}")
+        return storage.read(file.key)
 
     def _ref(self, name: str, row: Mapping[str, str | None]) -> SampleRef:
-        path = PurePosixPath(name)
         if not name:
             raise ValueError(f"column {self._file_column} is empty")
-        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        path = PurePosixPath(self._below(name.replace("\\", "/")))  # which separates the parts on Windows
+        if path.is_absolute() or ".." in path.parts or _DRIVE.match(name) or "\0" in name or not path.parts:
             raise ValueError("the path leads out of the folder")
         if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):
             raise ValueError(f"a part of the path is longer than {MAX_NAME_BYTES} bytes, which no file's name is")
         labels = {label: read_value(row.get(label) or "", label, field) for label, field in self._fields.items()}
-        group = (row.get(self._group) or "").strip() if self._group else ""
-        return SampleRef(path.as_posix(), labels, None if is_missing(group) else group, split=self._split_of(row))
+        group = group_of(row.get(self._group)) if self._group else None
+        return SampleRef(path.as_posix(), labels, group, split=self._split_of(row))
+
+    def _below(self, name: str) -> str:
+        """Take the folder itself off a path that begins with it."""
+        for root in self._roots:
+            if name.startswith(root):
+                return name[len(root) :].lstrip("/")
+        return name
 
     def _split_of(self, row: Mapping[str, str | None]) -> str | None:
         if self._split_column is None:
@@ -167,6 +176,7 @@ class FolderAdapter(Adapter):
             # utf-8-sig: spreadsheets put a byte order mark in front.
             with self._labels.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file, strict=True)
+                reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
                 for row in reader:
                     _refuse_swallowed(self._labels, row, begun, reader.line_num)
                     begun = reader.line_num + 1
@@ -181,7 +191,7 @@ class FolderAdapter(Adapter):
 
     def _header(self) -> list[str]:
         with self._labels.open(newline="", encoding="utf-8-sig") as file:
-            return next(csv.reader(file, strict=True), list[str]())
+            return [name.strip() for name in next(csv.reader(file, strict=True), list[str]())]
 
     def _check_columns(self, wanted: Sequence[str]) -> None:
         _, first = next(self._rows(), (0, None))
@@ -247,6 +257,30 @@ def _refuse_ragged(row: Mapping[str, str | None]) -> None:
     """Raise `ValueError` for a row that is cut short or too long: its values may be those of other columns."""
     if _is_ragged(row):
         raise ValueError("the row has more or fewer cells than the header line")
+
+
+def _roots(source: str) -> tuple[str, ...]:
+    """How paths begin that name the folder itself, the longest first; none where the folder is named by a dot."""
+    if "://" in source:
+        return (f"{source.rstrip('/')}/",)
+    folder = Path(source)
+    return tuple(sorted({f"{one.as_posix()}/" for one in (folder.absolute(), folder.resolve())}, key=len, reverse=True))
+
+
+def _stat(storage: Storage, name: str) -> ObjectInfo:
+    """Find a file by its name, which tables and file systems may write with accents as letters of their own or not.
+
+    Raises:
+        ObjectMissingError: There is none.
+    """
+    try:
+        return storage.stat(name)
+    except ObjectMissingError:
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, name)
+            if other != name and storage.exists(other):
+                return storage.stat(other)
+        raise
 
 
 @lru_cache(maxsize=4)

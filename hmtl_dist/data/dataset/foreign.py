@@ -23,7 +23,7 @@ from hmtl_dist.data.dataset.pool import run_tasks
 from hmtl_dist.data.dataset.schema import Field, IndexHeader, LabelValue
 from hmtl_dist.data.dataset.tables import encode_table
 from hmtl_dist.data.dataset.tars import JsonValue, find_tars, read_tar
-from hmtl_dist.data.dataset.values import class_of, is_missing
+from hmtl_dist.data.dataset.values import class_of, group_of, is_missing
 from hmtl_dist.data.dataset.writing import (
     SampleRow,
     ShardRecord,
@@ -310,7 +310,7 @@ def _read_rows(shard: _Scanned, fields: Mapping[str, Field], group: str | None) 
 def _group_of(value: JsonValue) -> str | None:
     if isinstance(value, (list, dict)):
         return str(value)
-    return None if value is None or is_missing(value) else class_of(value)
+    return group_of(value)
 
 
 def _label(value: JsonValue, name: str, one: Field, where: str) -> LabelValue:

@@ -4,6 +4,8 @@
 - A number is finite in float32, as labels are stored; anything else is refused.
 - A class is the value's exact text, without white space around it. A whole number has no ".0", however it is written,
   so that 1, 1.0 and "1.0" are one class; true and false are written small.
+- A group, such as a person, is written like a class, but only null, NaN and the empty text are none: "NA" may be
+  somebody's initials. People taken for one are on one side of a split; people taken for none could be on both.
 """
 
 import math
@@ -36,6 +38,13 @@ def class_of(value: str | float | bool) -> str:
     text = value.strip() if isinstance(value, str) else _digits(value)
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text
+
+
+def group_of(value: Value) -> str | None:
+    """Return whom a value names, None for nobody."""
+    if value is None or (is_missing(value) and not isinstance(value, str)):
+        return None
+    return class_of(value) or None
 
 
 def number_of(value: str | float | bool) -> float:

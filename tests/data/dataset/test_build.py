@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import struct
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmtl_dist.data.catalog.folder import FolderAdapter
-from hmtl_dist.data.dataset.adapter import Adapter, Box, SampleRef
+from hmtl_dist.data.dataset.adapter import Adapter, Box, Rejected, RejectedError, SampleRef
 from hmtl_dist.data.dataset.build import BuildReport, BuildSettings, build
 from hmtl_dist.data.dataset.index import open_index
 from hmtl_dist.data.dataset.labels import parse_labels
@@ -26,6 +28,7 @@ from hmtl_dist.data.dataset.pool import run_tasks
 from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.data.dataset.split import assign_splits, parse_split
 from hmtl_dist.data.decode import decode
+from hmtl_dist.data.storage import open_storage
 from hmtl_dist.errors import UserError
 from tests.data.stream.streaming import jpeg
 from tests.servers import S3Server
@@ -206,6 +209,8 @@ BAD = {
     "cut.jpg": (jpeg(1, 64)[:700], ("cut.jpg", "x", "calm", "1"), "truncated"),
     "bomb.jpg": (bomb(), ("bomb.jpg", "x", "calm", "1"), "pixels"),
     "../labels.csv": (None, ("../labels.csv", "x", "calm", "1"), "leads out of the folder"),
+    "..\\labels.csv": (None, ("..\\labels.csv", "x", "calm", "1"), "leads out of the folder"),
+    "C:\\faces\\a.jpg": (None, ("C:\\faces\\a.jpg", "x", "calm", "1"), "leads out of the folder"),
     "/etc/hostname": (None, ("/etc/hostname", "x", "calm", "1"), "leads out of the folder"),
     "mood.jpg": (jpeg(2, 24), ("mood.jpg", "x", "furious", "1"), "mood is 'furious', not one of calm, glad"),
     "age.jpg": (jpeg(3, 24), ("age.jpg", "x", "calm", "old"), "age is 'old', not a number"),
@@ -227,6 +232,67 @@ def test_a_bad_sample_is_named_and_left_out(tmp_path: Path, name: str) -> None:
     assert list(reasons(report)) == [name]
     assert reason in reasons(report)[name]
     assert sum(header.num_samples for header in report.headers.values()) == ROWS
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{source}/deep/a.jpg",
+        "deep\\a.jpg",
+        "./deep/a.jpg",
+        "deep//a.jpg",
+    ],
+)
+def test_a_path_that_is_plain_is_understood_however_it_is_written(tmp_path: Path, written: str) -> None:
+    source = tmp_path / "src"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "a.jpg").write_bytes(jpeg(0, 24))
+    (ref,) = adapter_of(source, ((written.format(source=source), "p", "calm", "1"),)).refs()
+    assert isinstance(ref, SampleRef)
+    assert ref.name == "deep/a.jpg"
+
+
+def test_a_path_below_a_prefix_in_s3_may_name_it(s3_env: S3Server, tmp_path: Path) -> None:
+    url = f"{s3_env.bucket()}/faces"
+    open_storage(url).write("a.jpg", jpeg(0, 24))
+    table = tmp_path / "labels.csv"
+    table.write_text(f"file,mood\n{url}/a.jpg,calm\n{url}-other/b.jpg,calm\n")
+    adapter = FolderAdapter(url, table, file_column="file", specs=parse_labels(["mood:category:calm,glad"]))
+    first, second = adapter.refs()
+    assert isinstance(first, SampleRef)
+    assert (first.name, adapter.load(first)) == ("a.jpg", jpeg(0, 24))
+    assert isinstance(second, SampleRef)  # a key of any letters: it is looked for, and is not there
+    with pytest.raises(RejectedError, match="no such file"):
+        adapter.load(second)
+
+
+Form = Literal["NFC", "NFD"]
+
+
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_written_either_way_and_are_one_file(tmp_path: Path, listed: Form, stored: Form) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    (source / unicodedata.normalize(stored, "\u00e9\u00fc.jpg")).write_bytes(jpeg(0, 24))
+    rows = tuple((unicodedata.normalize(form, "\u00e9\u00fc.jpg"), "p", "calm", "1") for form in (listed, stored))
+    adapter = adapter_of(source, rows)
+    first, again = adapter.refs()
+    assert isinstance(first, SampleRef)
+    assert adapter.load(first) == jpeg(0, 24)
+    assert adapter.stamp(first) != ""
+    assert isinstance(again, Rejected)
+    assert again.reason == "line 3 lists the file again"
+
+
+def test_white_space_around_the_names_of_columns_means_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file, mood ,who\na.jpg, calm,NA\nb.jpg,glad,\n")
+    adapter = FolderAdapter(
+        str(tmp_path), table, file_column="file", specs=parse_labels(["mood:category:calm,glad"]), group="who"
+    )
+    refs = [ref for ref in adapter.refs() if isinstance(ref, SampleRef)]
+    assert [ref.labels for ref in refs] == [{"mood": "calm"}, {"mood": "glad"}]
+    assert [ref.group for ref in refs] == ["NA", None]  # somebody of these initials, and nobody
 
 
 def test_what_was_left_out_is_listed_also_after_a_second_call(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from hmtl_dist.data.dataset.labels import read_value
 from hmtl_dist.data.dataset.schema import Field
-from hmtl_dist.data.dataset.values import Value, class_of, is_missing, number_of
+from hmtl_dist.data.dataset.values import Value, class_of, group_of, is_missing, number_of
 
 NUMBER = Field(kind="number")
 
@@ -56,3 +56,12 @@ def test_a_number_is_read_from_text_and_from_json_alike(value: str | float) -> N
 def test_a_class_that_was_asked_for_by_name_is_one_whatever_it_means_elsewhere() -> None:
     assert read_value("NA", "region", Field(kind="category", classes=("EU", "NA"))) == "NA"
     assert read_value("2.0", "version", Field(kind="category", classes=("1.0", "2.0"))) == "2.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "group"),
+    [("NA", "NA"), ("nan", "nan"), ("  p1 ", "p1"), (7.0, "7"), ("7.0", "7"), ("", None), (" ", None), (None, None)],
+)
+def test_a_group_is_nobodys_only_where_nothing_is_written(value: Value, group: str | None) -> None:
+    assert group_of(value) == group
+    assert group_of(float("nan")) is None
