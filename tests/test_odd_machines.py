@@ -1,14 +1,24 @@
 """Machines with another locale, a long TMPDIR: files are UTF-8 there too, and nothing ends in a traceback."""
 
 import ast
+import getpass
 import os
 import pty
+import pwd
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 from PIL import Image
+
+from hmtl_dist import cli
+from hmtl_dist.config.io import home
+from hmtl_dist.errors import UserError
 
 SOURCES = Path(__file__).parents[1] / "hmtl_dist"
 TEXT = {"read_text", "write_text"}
@@ -99,7 +109,47 @@ cli.main()
     command = [sys.executable, "-X", "utf8", "-c", program]
     with subprocess.Popen(command, stdout=follower, stderr=subprocess.PIPE) as process:
         os.close(follower)
-        shown = os.read(leader, 100)
+        shown = b""
+        with suppress(OSError):  # nobody writes to it any more
+            while piece := os.read(leader, 100):
+                shown += piece
         _, errors = process.communicate()
     os.close(leader)
     assert (shown, errors) == (b"y\xfczler do\\u011fal\r\n", b"")
+
+
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whom the machine does not know, without a home."""
+
+    def look_up(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", look_up)
+    for name in ("HOME", "USER", "LOGNAME", "HMTL_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_user_whom_the_machine_does_not_know_is_named_and_at_home_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HMTL_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["hmtl-dist"])
+    monkeypatch.setattr(cli, "_run", lambda: None)
+    cli.main()
+    assert getpass.getuser() == str(os.getuid())
+    assert (Path.home(), home()) == (tmp_path, tmp_path)
+
+
+@pytest.mark.usefixtures("unknown")
+def test_nobody_at_home_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^HMTL_HOME: not set, and this user has no home folder; set it to a folder "):
+        home()
+
+
+@pytest.mark.parametrize("letter", [",", "?", "#", "%"])
+def test_a_home_that_servers_could_not_be_told_of_is_one_line(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HMTL_HOME", f"/tmp/a{letter}b c")
+    with pytest.raises(UserError, match=re.escape(f"HMTL_HOME: '/tmp/a{letter}b c' has '{letter}' in it, ")):
+        home()

@@ -2,6 +2,7 @@
 
 import locale
 import os
+import pwd
 import sys
 
 from hmtl_dist import garbage
@@ -10,6 +11,7 @@ from hmtl_dist import garbage
 def main() -> None:
     """Run the command line `hmtl-dist`."""
     _speak_utf8()
+    _name_the_user()
     garbage.collect_rarely()
     try:
         _run()
@@ -44,6 +46,16 @@ def _speak_utf8() -> None:
         except UnicodeEncodeError:
             print(f"error: argument {argument!a} is not UTF-8; give another name", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
+
+
+def _name_the_user() -> None:
+    """Name a user whom the machine does not know, as in a container that was started with any number: libraries ask."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", str(os.getuid()))
+        if "HMTL_HOME" in os.environ:
+            os.environ.setdefault("HOME", os.environ["HMTL_HOME"])
 
 
 def _run() -> None:

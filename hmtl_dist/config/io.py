@@ -25,11 +25,28 @@ SectionT = TypeVar("SectionT", bound=Section)
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NOUN: dict[Kind, str] = {"recipes": "recipe", "tune_spaces": "space"}
 _COMMENT_COLUMN = 36
+_WITH_A_MEANING = ",?#%\n"
+"""Letters of a path that would be read as something else: SeaweedFS parts folders by commas, the others are URLs'."""
 
 
 def home() -> Path:
-    """Return the absolute folder of services and runs: `HMTL_HOME`, or `~/.hmtl_dist`; it may not exist yet."""
-    return Path(os.path.abspath(Path(os.environ.get("HMTL_HOME") or "~/.hmtl_dist").expanduser()))  # noqa: PTH100
+    """Return the absolute folder of services and runs: `HMTL_HOME`, or `~/.hmtl_dist`; it may not exist yet.
+
+    Raises:
+        UserError: there is none, or servers could not be told of it.
+    """
+    try:
+        folder = os.path.abspath(Path(os.environ.get("HMTL_HOME") or "~/.hmtl_dist").expanduser())  # noqa: PTH100
+    except RuntimeError:
+        raise UserError(
+            "HMTL_HOME: not set, and this user has no home folder; set it to a folder that you may write to"
+        ) from None
+    if odd := [letter for letter in _WITH_A_MEANING if letter in folder]:
+        raise UserError(
+            f"HMTL_HOME: {folder!r} has {odd[0]!r} in it, which means something in the addresses of S3 and MLflow; "
+            "use another folder"
+        )
+    return Path(folder)
 
 
 # --- what is shipped ---------------------------------------------------------------------------------------------
