@@ -38,7 +38,7 @@ def demo(
         config = load_tree(RunConfig, "demo", [f"name={name}", *(overrides or ())])
         draw(config.data.url, console)
         finished = run(config, console)
-        tell(finished, console, again=f"`hmtl-dist demo name={config.name}`")
+        tell(finished, console, config, again=f"`hmtl-dist demo name={config.name}`")
         word = "done in" if finished.outcome.status == "FINISHED" else "stopped after"
         console.say(f"demo {word} {time.monotonic() - begin:.0f} s; compare runs at {services.tracking_uri}")
         console.say("the services go on running: `hmtl-dist services stop` ends them")

@@ -123,7 +123,7 @@ def _train(tree: "RunConfig", as_json: bool, again: "Again") -> None:
         elif as_json:
             console.say(json.dumps(_as_dict(finished)))
         else:
-            tell(finished, console)
+            tell(finished, console, tree)
     if finished.outcome.status != "FINISHED":
         raise typer.Exit(130)
 
@@ -261,8 +261,10 @@ def _headline(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in headline(metrics).items())
 
 
-def tell(finished: "Finished", console: "Console", again: str = "the same command") -> None:
-    """Print how a run ended, and with what command a stopped one goes on."""
+def tell(finished: "Finished", console: "Console", config: "RunConfig", again: str = "the same command") -> None:
+    """Print how a run ended, what can be done with it next, and with what command a stopped one goes on."""
+    from hmtl_dist.tasks.base import PretextConfig
+
     outcome = finished.outcome
     if outcome.metrics:
         console.show(metrics_table(outcome.metrics))
@@ -276,11 +278,14 @@ def tell(finished: "Finished", console: "Console", again: str = "the same comman
     if finished.run_url:
         console.say(f"MLflow     {finished.run_url}")
     if finished.undelivered:
-        name = finished.folder.rpartition("/")[2]
-        console.warn(f"{finished.undelivered} events wait for MLflow; `hmtl-dist sync {name}` delivers them")
+        console.warn(f"{finished.undelivered} events wait for MLflow; `hmtl-dist sync {config.name}` delivers them")
     if outcome.status == "FINISHED":
         before = "" if outcome.samples_per_second else " before: nothing was left to train"
         console.say(f"finished at step {outcome.global_step}{before}")
+        answers = any(not isinstance(task, PretextConfig) for task in config.tasks.values())
+        steps = [f"predict {config.name} PICTURE.jpg"] * answers + [f"runs show {config.name}"]
+        for step in steps:
+            console.say(f"{'next' if step == steps[0] else '':<10} hmtl-dist {step}")
     else:
         console.say(f"stopped at step {outcome.global_step} of {outcome.total_steps}; {again} again goes on")
 

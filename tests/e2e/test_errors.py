@@ -88,6 +88,7 @@ def test_a_finished_run_that_is_started_again_says_so(recipe: Path, capfd: pytes
         said.append(capfd.readouterr().out)
     first, second = said
     assert "finished at step 1\n" in first
+    assert "next       hmtl-dist predict again PICTURE.jpg\n           hmtl-dist runs show again\n" in first
     assert "goes on from step 1\n" in second
     assert "finished at step 1 before: nothing was left to train\n" in second
 
