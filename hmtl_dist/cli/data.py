@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -86,11 +87,26 @@ def verify(
 
 
 @app.command()
-def info(url: Url, as_json: AsJson = False) -> None:
-    """Say what a data set holds, without reading its shards."""
+def info(
+    url: Url,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw a contact sheet into this PNG file: pictures with their labels.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the contact sheet.")] = "train",
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of the contact sheet.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which pictures.")] = 0,
+    to_mlflow: Annotated[bool, typer.Option("--mlflow", help="Keep the contact sheet in MLflow.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a data set holds, without reading its shards; --sheet shows some of its pictures."""
     from hmtl_dist.data.summary import headers_of
 
     headers = headers_of(url)
+    if sheet is not None or to_mlflow:
+        from hmtl_dist.launch.sheet import keep_sheet
+
+        kept = keep_sheet(url, headers, split, samples=samples, seed=seed, file=sheet, to_mlflow=to_mlflow)
+        typer.echo(f"contact sheet of {split}: {kept}", err=as_json)
     if as_json:
         views.print_json({header.split: header.model_dump() for header in headers})
     else:

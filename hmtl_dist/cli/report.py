@@ -19,6 +19,7 @@ def report(
 ) -> None:
     """Write what MLflow holds of an experiment, a suite or a sweep as one page that needs nothing else."""
     from hmtl_dist.console import Console
+    from hmtl_dist.data.storage.local import replace_file
     from hmtl_dist.report.page import write_page
     from hmtl_dist.report.study import find_study, read_groups
     from hmtl_dist.services.store import known_mlflow, looked_up
@@ -34,7 +35,5 @@ def report(
         with console.progress("report", len(study.groups)) as bar:
             for done in read_groups(study, history):
                 bar.update(done)
-        new = out.with_name(f".{out.name}.new")
-        new.write_text(write_page(study), encoding="utf-8")
-        new.replace(out)
+        replace_file(out, lambda file: file.write(write_page(study).encode()))
         console.say(f"{len(study.runs)} runs, {len(study.suites)} suites, {len(study.sweeps)} sweeps: {out}")

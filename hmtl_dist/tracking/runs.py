@@ -113,6 +113,27 @@ def tag_run(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str])
         logger.warning("MLflow: cannot set tags of run %s (%s)", run_id, first_line(error))
 
 
+def record_file(
+    config: TrackingConfig, file: Path, *, name: str, params: Mapping[str, str], tags: Mapping[str, str]
+) -> str:
+    """Keep a file in a new run of its own, and return the run's id.
+
+    Raises:
+        UserError: MLflow is switched off, does not answer, or refuses.
+    """
+    run_id = create_run(config, name=name, params=params, tags=tags)
+    if run_id is None:
+        raise UserError("MLflow is switched off (tracking.enabled=false): nothing is kept there")
+    try:
+        client = open_client(config)
+        client.log_artifact(run_id, str(file))
+        client.set_terminated(run_id)
+    except Exception as error:
+        said, remedy = trouble(tracking_uri(config), error)
+        raise UserError(f"{said}; {remedy}") from error
+    return run_id
+
+
 def delete_run(config: TrackingConfig, run_id: str) -> None:
     """Delete a run; MLflow keeps it among the deleted ones until its own clean-up. One that is gone is none.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from hmtl_dist.cli.app import app
@@ -187,3 +188,30 @@ def test_a_mistake_is_one_line(run: Run, arguments: tuple[str, ...], cause: str)
     assert answer.startswith("error: ")
     assert cause in answer
     assert answer.count("\n") == 1
+
+
+def test_info_draws_a_contact_sheet(drawn: str, run: Run, tmp_path: Path) -> None:
+    code, answer = run("info", drawn, "--sheet", str(tmp_path / "new" / "sheet.png"), "--split", "val")
+    assert code == 0
+    assert answer.startswith(f"contact sheet of val: {tmp_path}/new/sheet.png\n")
+    with Image.open(tmp_path / "new" / "sheet.png") as picture:
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        assert picture.width > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--sheet", "sheet.png", "--split", "vall"), "has no split 'vall'; did you mean 'val'?"),
+        (("--sheet", "sheet.pdf"), "--sheet: sheet.pdf is no PNG file; name one, such as sheet.png"),
+        (("--sheet", "/dev/null/sheet.png"), "/dev/null/sheet.png"),
+    ],
+)
+def test_a_contact_sheet_that_cannot_be_is_one_line(
+    drawn: str, run: Run, options: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, answer = run("info", drawn, *options)
+    assert code == 2
+    assert said in answer
+    assert not [*tmp_path.glob("sheet.*")]

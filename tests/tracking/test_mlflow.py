@@ -18,7 +18,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.tracking import delivery
 from hmtl_dist.tracking.config import PARENT, Recording, TrackingConfig, resolve
 from hmtl_dist.tracking.jsonl import JOURNAL, Journal, read_events
-from hmtl_dist.tracking.runs import create_run, finish_run, run_url
+from hmtl_dist.tracking.runs import create_run, delete_run, finish_run, record_file, run_url
 from hmtl_dist.tracking.sink import deliver_rest, open_tracker
 from tests.servers import OwnMLflow
 
@@ -423,3 +423,21 @@ def test_without_an_address_a_database_in_the_home_folder_is_used(
 
 def test_switched_off_tracking_asks_no_server() -> None:
     assert create_run(TrackingConfig(enabled=False, uri=NOBODY, required=True), name="run") is None
+
+
+def test_a_file_is_kept_in_a_run_of_its_own_and_a_run_can_be_deleted(config: Recording, tmp_path: Path) -> None:
+    (tmp_path / "sheet.png").write_bytes(b"picture")
+    run_id = record_file(config, tmp_path / "sheet.png", name="people", params={"seed": "1"}, tags={"kind": "data"})
+    kept = config.model_copy(update={"run_id": run_id})
+    run = MlflowClient(config.uri).get_run(run_id)
+    assert (run.info.status, run.data.params, run.data.tags["kind"]) == ("FINISHED", {"seed": "1"}, "data")
+    assert artifacts_of(kept) == ["sheet.png"]
+    for _ in range(2):  # one that is gone is none
+        delete_run(config, run_id)
+        assert MlflowClient(config.uri).get_run(run_id).info.lifecycle_stage == "deleted"
+
+
+def test_a_file_for_a_server_that_is_away_is_refused(config: Recording, tmp_path: Path) -> None:
+    away = config.model_copy(update={"uri": NOBODY, "required": True, "timeout_seconds": 2.0})
+    with pytest.raises(UserError, match="does not answer"):
+        record_file(away, tmp_path / "sheet.png", name="people", params={}, tags={})
