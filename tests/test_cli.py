@@ -188,3 +188,47 @@ def test_an_evaluation_says_what_it_waits_for_and_its_json_stays_json(
     assert ("waiting for s3://faces" in said) == (not options)
     if options:
         assert json.loads(said)["metrics"] == {"eval/mood/accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("hmtl-dist resu", ["resume"]),
+        ("hmtl-dist runs s", ["show"]),
+        ("hmtl-dist train dem", ["demo"]),
+        ("hmtl-dist resume old", ["older", "oldest"]),
+        ("hmtl-dist runs rm youn", ["younger"]),
+    ],
+)
+def test_a_shell_completes_commands_recipes_and_runs(
+    words: str, completed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("older", "oldest", "younger"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    asked = {"_HMTL_DIST_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    for name, value in (asked | {"HMTL_HOME": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    program = "import sys; sys.argv[0] = 'hmtl-dist'; from hmtl_dist.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (completed, "")
+
+
+def test_help_is_also_h(run: Run) -> None:
+    assert run("train", "-h") == run("train", "--help")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("train", "demo", "--epochs", "3"),
+            "--epochs; a setting is given without dashes, as train.epochs=VALUE; see ",
+        ),
+        (("resume", "x", "--num-workers=2"), "as data.num_workers=VALUE or launch.num_workers=VALUE; see "),
+        (("runs", "show", "--epochs"), "No such option: --epochs; see "),
+    ],
+)
+def test_a_setting_that_is_taken_for_an_option(run: Run, words: tuple[str, ...], said: str) -> None:
+    code, _, errors = run(*words)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert said in errors

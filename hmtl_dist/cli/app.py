@@ -73,8 +73,20 @@ def _mistakes() -> Generator[None]:
         if type(error).__name__ == "NoArgsIsHelpError" or error.ctx is None:
             raise
         text = text.replace(" Value error, ", " ")  # how typer begins what an enumeration does not have
-        _fail(f"{text.rstrip('.')}; see `{error.ctx.command_path} --help`")
+        _fail(f"{text.rstrip('.')}{_as_setting(error)}; see `{error.ctx.command_path} --help`")
         raise typer.Exit(2) from error
+
+
+def _as_setting(error: Any) -> str:
+    """Say how a setting is given that somebody takes for an option."""
+    command = error.ctx.command
+    if type(error).__name__ != "NoSuchOption" or not any(one.name == "overrides" for one in command.params):
+        return ""
+    from hmtl_dist.config.schema import paths_named
+    from hmtl_dist.run_config import RunConfig
+
+    paths = [*paths_named(RunConfig, error.option_name.lstrip("-").replace("-", "_"))]
+    return f"; a setting is given without dashes, as {' or '.join(f'{path}=VALUE' for path in paths)}" if paths else ""
 
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer names it in public only by what is derived from it
@@ -92,7 +104,7 @@ def _say(line: str) -> None:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hmtl_dist.cli import completion
 from hmtl_dist.cli.data_views import num_bytes_as_text
 from hmtl_dist.cli.train import AsJson, metrics_table
 from hmtl_dist.errors import UserError
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Patterns = Annotated[
-    list[str] | None, typer.Argument(help="Names of runs; * stands for any letters.", metavar="[RUN]...")
+    list[str] | None,
+    typer.Argument(help="Names of runs; * stands for any letters.", metavar="[RUN]...", autocompletion=completion.runs),
 ]
-Runs = Annotated[list[str], typer.Argument(help="Names of runs; * stands for any letters.", metavar="RUN...")]
+Runs = Annotated[
+    list[str],
+    typer.Argument(help="Names of runs; * stands for any letters.", metavar="RUN...", autocompletion=completion.runs),
+]
 
 
 @app.command("ls")
@@ -49,7 +54,8 @@ def ls(runs: Patterns = None, as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show(
-    run_name: Annotated[str, typer.Argument(help="Name of a run.", metavar="RUN")], as_json: AsJson = False
+    run_name: Annotated[str, typer.Argument(help="Name of a run.", metavar="RUN", autocompletion=completion.runs)],
+    as_json: AsJson = False,
 ) -> None:
     """Show one: how far it came, its metrics, its checkpoints, and how it goes on."""
     from hmtl_dist.config.io import home

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hmtl_dist.cli import completion
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,7 +24,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Recipe = Annotated[str, typer.Argument(help="Recipe: a YAML file, or a shipped name (`hmtl-dist recipes ls`).")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="Recipe: a YAML file, or a shipped name (`hmtl-dist recipes ls`).", autocompletion=completion.recipes
+    ),
+]
+RunName = Annotated[
+    str,
+    typer.Argument(help="Name of a run, or its folder or URL.", metavar="RUN", autocompletion=completion.runs),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings over the recipe's, such as tasks.puzzling.weight=0.5.", metavar="[KEY=VALUE]..."),
@@ -70,7 +81,7 @@ def train(
 
 @app.command()
 def resume(
-    run_name: Annotated[str, typer.Argument(help="Name of a run, or its folder or URL.", metavar="RUN")],
+    run_name: RunName,
     overrides: Overrides = None,
     allow_changes: AllowChanges = False,
     as_json: AsJson = False,
@@ -83,7 +94,7 @@ def resume(
 
 @app.command()
 def sync(
-    run_name: Annotated[str, typer.Argument(help="Name of a run, or its folder or URL.", metavar="RUN")],
+    run_name: RunName,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -131,7 +142,12 @@ def _train(tree: "RunConfig", as_json: bool, again: "Again") -> None:
 @app.command()
 def evaluate(
     run_or_checkpoint: Annotated[
-        str, typer.Argument(help="Name of a run, or folder or URL of a run or checkpoint.", metavar="RUN")
+        str,
+        typer.Argument(
+            help="Name of a run, or folder or URL of a run or checkpoint.",
+            metavar="RUN",
+            autocompletion=completion.runs,
+        ),
     ],
     split: Annotated[
         str | None, typer.Option(help="Split to evaluate on; the run's `data.eval_split` if empty.")

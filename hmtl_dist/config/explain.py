@@ -1,5 +1,6 @@
 """Turns a pydantic error into the one line a person needs: path, what was given, what is allowed, nearest name."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,9 @@ def _allowed(kind: str, given: Any, context: Mapping[str, Any], slot: Slot) -> s
         key, words = _BOUNDS[kind]
         return f"{words} {context[key]}"
     if kind == "string_pattern_mismatch":
-        return f"text that matches {context['pattern']}"
+        close = re.sub(r"[^A-Za-z0-9._-]+", "-", str(given)).strip("-")
+        hint = f", such as '{close}'" if re.search(context["pattern"], close) else ""
+        return f"text that matches {context['pattern']}{hint}"
     if kind == "finite_number":
         return "a finite number"
     if kind.endswith(("_too_short", "_too_long")):
