@@ -48,7 +48,7 @@ def tune(
 
     seeds = _seeds(retrain)
     request = Request.make(load_space(space, settings or ()), Path(space).stem, recipe, overrides or (), name)
-    request.check_metrics()
+    request.check()
     with Console() as console:
         if dry_run:
             _tell_plan(request, console, as_json=as_json)

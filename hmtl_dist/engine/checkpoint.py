@@ -209,6 +209,19 @@ def newest_manifest(url: str) -> dict[str, Any] | None:
     return _newest(url, lambda name: _read_manifest(storage, f"{name}/", url).entries, lambda line: None)
 
 
+def read_manifest(url: str) -> dict[str, Any]:
+    """Return the caller's own entries of one checkpoint's manifest; nothing else is read.
+
+    Args:
+        url: Folder or `s3://` URL of the checkpoint itself.
+
+    Raises:
+        DamagedCheckpointError: It is none, or is damaged.
+        UserError: The storage refuses, or it is of an unknown format.
+    """
+    return _read_manifest(open_storage(url), "", url).entries
+
+
 def _newest(url: str, read: Callable[[str], T], say: Callable[[str], None]) -> T | None:
     """Read the newest checkpoint that can be read."""
     damaged: list[str] = []

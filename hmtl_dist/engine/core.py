@@ -19,6 +19,7 @@ from hmtl_dist.engine.optim import (
     EngineConfig,
     OptimConfig,
     build_optimizer,
+    check_device_fits,
     check_optimizer_fits,
     learning_rate_at,
 )
@@ -244,8 +245,7 @@ def _set_determinism(deterministic: bool, device: torch.device) -> None:
 def _prepared(module: nn.Module, config: EngineConfig, device: torch.device) -> nn.Module:
     module = module.to(device)
     if config.sync_batchnorm:
-        if device.type != "cuda":
-            raise UserError(f"engine.sync_batchnorm=true needs GPUs, given {device.type}; set it to false")
+        check_device_fits(config, device.type)
         if world_size() > 1:
             # timm's own keeps the activation that its BatchNorm layers hold
             convert = cast("Callable[[nn.Module], nn.Module]", import_timm().layers.convert_sync_batchnorm)

@@ -129,6 +129,20 @@ def check_optimizer_fits(optim: OptimConfig, engine: EngineConfig) -> None:
         )
 
 
+def check_device_fits(engine: EngineConfig, device: str) -> None:
+    """Refuse what the kind of device does not allow.
+
+    Args:
+        engine: The section `engine`.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        UserError: BatchNorm over all workers is asked for without GPUs.
+    """
+    if engine.sync_batchnorm and device != "cuda":
+        raise UserError(f"engine.sync_batchnorm=true needs GPUs, given {device}; set it to false")
+
+
 def learning_rate_at(config: OptimConfig, step: int, *, total_steps: int, steps_per_epoch: int) -> float:
     """Return the learning rate of optimizer step `step` (0 is the first), a pure function of its arguments.
 

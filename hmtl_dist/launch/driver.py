@@ -13,7 +13,7 @@ from hmtl_dist.launch.cost import Cost, account
 from hmtl_dist.launch.discard import discard
 from hmtl_dist.launch.folders import run_folder
 from hmtl_dist.launch.lock import only_one
-from hmtl_dist.launch.preflight import check_data
+from hmtl_dist.launch.preflight import check
 from hmtl_dist.launch.record import Record, begin_recording, check_place, read_record, write_record
 from hmtl_dist.launch.sync import undelivered
 from hmtl_dist.run_config import RunConfig
@@ -77,7 +77,7 @@ def drive(
     folder = run_folder(config)
     if config.launch.kind == "local" and os.environ.get("RANK", "0") != "0":  # under torchrun every rank comes here
         return _run(config, RunContext(folder, callbacks=tuple(callbacks)), show, on_stop, listener, say, on_wait)
-    check_data(config)
+    check(config)
     with storage_settings(config.storage), only_one(folder, config.name):
         check_place(config, folder)
         if again == "anew":

@@ -83,10 +83,8 @@ def run_local(
     if train is None:
         from hmtl_dist.train.worker import train_rank as train
 
-    rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _RANK_VARIABLES)
-    config = with_workers(config, world_size)
-    if config.launch.world_size != world_size:
-        raise UserError(_wrong_size(config.launch.world_size, world_size))
+    config = check_local(config)
+    rank, world_size, local_rank = _place()
     rank_context = RankContext(
         rank=rank,
         world_size=world_size,
@@ -101,7 +99,35 @@ def run_local(
         return train(config, rank_context, listener or LocalListener(show, stop, say))
 
 
-_RANK_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+def check_local(config: RunConfig) -> RunConfig:
+    """See that this process, alone or as `torchrun` started it, has the workers and GPUs that are asked for.
+
+    Returns:
+        The configuration with the number of workers, where it said `auto`.
+
+    Raises:
+        UserError: It has not.
+    """
+    _, world_size, local_rank = _place()
+    config = with_workers(config, world_size)
+    if config.launch.world_size != world_size:
+        raise UserError(_wrong_size(config.launch.world_size, world_size))
+    if config.launch.gpus_per_worker:
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if local_rank >= found:
+            raise UserError(
+                f"launch.gpus_per_worker: {config.launch.gpus_per_worker:g} given, but torch finds {found} GPUs for "
+                f"{local_rank + 1} workers here; use launch.gpus_per_worker=0 to train on the CPU"
+            )
+    return config
+
+
+def _place() -> tuple[int, int, int]:
+    """This process's rank, the number of ranks, and the rank on this machine, as `torchrun` says."""
+    rank, world_size, local_rank = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    return rank, world_size, local_rank
 
 
 def _wrong_size(num_workers: int, world_size: int) -> str:
@@ -116,12 +142,6 @@ def _wrong_size(num_workers: int, world_size: int) -> str:
 def _device(launch: LaunchConfig, local_rank: int) -> str:
     if launch.gpus_per_worker == 0:
         return "cpu"
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local_rank >= found:
-        raise UserError(
-            f"launch.gpus_per_worker: {launch.gpus_per_worker:g} given, but torch finds {found} GPUs for "
-            f"{local_rank + 1} workers here; use launch.gpus_per_worker=0 to train on the CPU"
-        )
     torch.cuda.set_device(local_rank)
     return f"cuda:{local_rank}"
 

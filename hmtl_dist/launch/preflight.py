@@ -1,40 +1,144 @@
-"""What can be known to be wrong before workers are started and MLflow is told of a run: seconds instead of a minute."""
+"""What can be known to be wrong before workers are started and MLflow is told of a run: seconds instead of a minute.
+
+configuration, indexes of the data  ->  selections  ->  plan, tasks, groups, figures  ->  a model without memory
+"""
 
 import os
+from collections.abc import Mapping, Sequence
 
+from hmtl_dist.data.config import DataConfig
+from hmtl_dist.data.dataset.index import NoDataError
 from hmtl_dist.data.dataset.schema import IndexHeader
-from hmtl_dist.data.stream.selection import open_training
+from hmtl_dist.data.storage.config import settings as storage_settings
+from hmtl_dist.data.stream.batches import label_types
+from hmtl_dist.data.stream.selection import Selection, open_training
+from hmtl_dist.engine.optim import check_device_fits, check_optimizer_fits
+from hmtl_dist.errors import UserError
+from hmtl_dist.launch.local import check_local
+from hmtl_dist.launch.ray_cluster import check_own_gpus
+from hmtl_dist.model.fits import check_frozen, check_model
 from hmtl_dist.run_config import RunConfig
-from hmtl_dist.tasks.base import PretextConfig, Task
+from hmtl_dist.tasks.base import CLEAN, LinearHead, SingleRank, Task
+from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.registry import build_tasks
-from hmtl_dist.train.streams import evaluation_of
+from hmtl_dist.train.groups import check_monitored, groupings_of
+from hmtl_dist.train.initial import check_initial
+from hmtl_dist.train.streams import evaluation_of, make_plan
+
+FEW_SAMPLES = 200_000
+"""Up to so many samples, a choice among them is made here too; it reads their labels, which workers read again."""
 
 
-def check_data(config: RunConfig) -> None:
-    """See that the data of a run are there, and have the labels that its tasks learn.
-
-    Left out on a cluster: its machines read the data, with credentials of their own, and this one need not be able to.
+def check(config: RunConfig) -> None:
+    """See that a run can begin: its place, and what `check_parts` looks at.
 
     Raises:
-        UserError: They are not, or have not.
+        UserError: It cannot.
     """
-    data = config.data
-    if config.launch.kind == "ray" and (config.launch.address or os.environ.get("RAY_ADDRESS")):
-        return
-    # Whole sets, for which the headers are enough; choosing from them would read every label twice.
-    whole = data.model_copy(update={"subset": 1.0, "folds": None, "fold": 0, "balance": None})
-    training = open_training(whole).header
-    if data.folds is None:
-        evaluation_of(config.model_copy(update={"data": whole}), training.fields)
-    supervised_tasks(config, training)
+    launch = config.launch
+    elsewhere = launch.kind == "ray" and bool(launch.address or os.environ.get("RAY_ADDRESS"))
+    if launch.kind == "local":
+        config = check_local(config)
+    elif not elsewhere:
+        check_own_gpus(launch)
+    check_parts(config, elsewhere=elsewhere)
 
 
-def supervised_tasks(config: RunConfig, header: IndexHeader) -> list[Task]:
-    """Build the supervised tasks of a run alone, for which no network is needed.
+def check_parts(config: RunConfig, *, elsewhere: bool = False) -> list[Task]:
+    """See that data, tasks, figures and model of a run fit together.
+
+    Args:
+        config: The resolved configuration.
+        elsewhere: Its workers are on other machines, which read the data with credentials of their own: what this one
+            cannot reach is left to them.
+
+    Returns:
+        The tasks, without frozen networks; none where the data could not be read.
+
+    Raises:
+        UserError: They do not.
+    """
+    check_optimizer_fits(config.optim, config.engine)
+    check_device_fits(config.engine, "cuda" if config.launch.gpus_per_worker else "cpu")
+    with storage_settings(config.storage):
+        opened = _opened(config, elsewhere=elsewhere)
+        if opened is None:
+            heads, wiring = {name: LinearHead(1) for name in config.tasks}, dict.fromkeys(config.tasks, (CLEAN,))
+            check_model(config.model, heads, wiring, image_size=config.data.image_size, pictures=_pictures(config))
+            return []
+        training, evaluation = opened
+        header = training.header
+        label_types(training.index, config.data.fields)
+        plan = make_plan(config, training, shuffle=True)
+        if config.launch.num_workers != "auto":
+            plan.rank_lanes(0, config.launch.num_workers)
+        tasks = tasks_of(config, header)
+        _check_classes(tasks, header)
+        if evaluation is not None:
+            groupings_of(config, evaluation.header.fields, tasks)
+        if config.train.monitor is not None:
+            check_monitored("train.monitor", config.train.monitor, tasks)
+        objective = Objective(tasks, config.weighting, SingleRank(), config.augment)
+        size, pictures = config.data.image_size, _pictures(config)
+        check_model(config.model, objective.heads(), objective.wiring, image_size=size, pictures=pictures)
+        check_frozen(config.tasks, config.model, size)
+        check_initial(config.model)
+    return tasks
+
+
+def tasks_of(config: RunConfig, header: IndexHeader) -> list[Task]:
+    """Build the tasks of a run, for which no network is needed: those that compare features lack theirs.
 
     Raises:
         UserError: The data have not the labels that they learn.
     """
     data = config.data
-    supervised = {name: task for name, task in config.tasks.items() if not isinstance(task, PretextConfig)}
-    return build_tasks(supervised, data.wanted(header.fields), header.label_counts, {}, data.image_size)
+    return build_tasks(config.tasks, data.wanted(header.fields), header.label_counts, {}, data.image_size)
+
+
+def _opened(config: RunConfig, *, elsewhere: bool) -> tuple[Selection, Selection | None] | None:
+    """Open what is trained and evaluated on; None where only other machines can.
+
+    Large sets are opened whole, for which the headers are enough; a fold to evaluate on is then not known.
+    """
+    try:
+        whole = config.data.model_copy(update={"subset": 1.0, "folds": None, "fold": 0, "balance": None})
+        training = open_training(whole)
+        if whole == config.data or training.header.num_samples <= FEW_SAMPLES:
+            training = training if whole == config.data else open_training(config.data)
+            return training, evaluation_of(config, training.header.fields)
+        if config.data.folds is not None:
+            return training, None
+        return training, evaluation_of(config, training.header.fields)
+    except UserError as error:
+        if not elsewhere or (isinstance(error, NoDataError) and _is_shared(config.data)):
+            raise
+        return None
+
+
+def _is_shared(data: DataConfig) -> bool:
+    """Whether every machine finds the same under the URLs of the data."""
+    urls = [data.url, data.eval_url or data.url, *(mixed.url for mixed in data.mix)]
+    return all(url.startswith("s3://") for url in urls)
+
+
+def _pictures(config: RunConfig) -> int:
+    """Pictures of one rank's micro-batch."""
+    workers = config.launch.num_workers
+    return max(1, config.data.batch_size // ((1 if workers == "auto" else workers) * config.engine.accumulation_steps))
+
+
+def _check_classes(tasks: Sequence[Task], header: IndexHeader) -> None:
+    """See that there is something to tell apart in what is trained on."""
+    counts: Mapping[str, Sequence[int]] = header.label_counts
+    for task in tasks:
+        for label in getattr(task, "labels", ()):
+            seen = [
+                name for name, count in zip(header.fields[label].classes, counts.get(label, ()), strict=False) if count
+            ]
+            if label in counts and len(seen) < 2:
+                there = f"only '{seen[0]}'" if seen else "none of its classes"
+                raise UserError(
+                    f"tasks.{task.name}: the pictures that are trained on have {there} as '{label}': there is nothing "
+                    "to tell apart; build the set with more classes, or leave the task out"
+                )

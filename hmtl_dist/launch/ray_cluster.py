@@ -159,7 +159,7 @@ def _start(launch: LaunchConfig, scratch: Path, num_cpus: int) -> None:
     Raises:
         UserError: It does not start.
     """
-    _check_gpus(launch)
+    check_own_gpus(launch)
     try:
         with _started_our_way():
             _init_own(scratch, num_cpus)
@@ -254,7 +254,12 @@ def _join(launch: LaunchConfig, address: str) -> None:
         )
 
 
-def _check_gpus(launch: LaunchConfig) -> None:
+def check_own_gpus(launch: LaunchConfig) -> None:
+    """See that this machine has the GPUs that workers of an own Ray are to have.
+
+    Raises:
+        UserError: It has not.
+    """
     if launch.gpus_per_worker == 0:
         return
     import torch

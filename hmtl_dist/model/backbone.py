@@ -124,10 +124,14 @@ def import_timm() -> ModuleType:
     return timm
 
 
+def is_from_hub(name: str) -> bool:
+    """Whether a model's name is that of a hub, such as hf-hub:owner/model, which alone knows whether it exists."""
+    return ":" in name.split(".", maxsplit=1)[0]
+
+
 def _create(name: str, *, pretrained: bool, drop_path_rate: float, options: Mapping[str, Any]) -> _TimmModel:
     timm = import_timm()
-    hub = ":" in name.split(".", maxsplit=1)[0]  # such as hf-hub:owner/model: only the hub knows whether it exists
-    if not hub and not timm.is_model(name):
+    if not is_from_hub(name) and not timm.is_model(name):
         names = cast(list[str], timm.list_models())
         close = nearest(name.split(".", maxsplit=1)[0], names)
         hint = f"; did you mean '{close}'?" if close else ""

@@ -116,12 +116,31 @@ def build_frozen(
 
 
 def _build(path: str, wanted: FrozenNetwork, model: ModelConfig, read_weights: ReadWeights) -> FrozenNet:
-    ours = wanted.source == EMA or is_checkpoint(wanted.source)
-    if ours:
+    backbone = bare_backbone(path, wanted, model, pretrained=True)
+    if wanted.source == EMA:
+        return FrozenNet(backbone, wanted.layers, wanted.momentum)
+    if is_ours(wanted):
+        _load(backbone, wanted.source, read_weights, path=f"{path}.frozen", name=model.backbone)
+    return FrozenNet(backbone, wanted.layers)
+
+
+def bare_backbone(path: str, wanted: FrozenNetwork, model: ModelConfig, *, pretrained: bool) -> Backbone:
+    """Build the network of a task, with the weights that timm publishes if it is one of timm's.
+
+    Args:
+        path: Dotted path of the task, for errors.
+        wanted: What the task compares.
+        model: The model's own section.
+        pretrained: Fetch these weights.
+
+    Raises:
+        UserError: There is no such network, or it has not the feature maps that are to be compared.
+    """
+    if is_ours(wanted):
         backbone = Backbone(model.backbone, options=model.options)
     else:
         try:
-            backbone = Backbone(wanted.source, pretrained=True)
+            backbone = Backbone(wanted.source, pretrained=pretrained)
         except UserError as error:
             reason = str(error).removeprefix("model.backbone: ")
             raise UserError(f"{path}.frozen: {reason}; or give 'ema' or a checkpoint folder") from error
@@ -130,11 +149,12 @@ def _build(path: str, wanted: FrozenNetwork, model: ModelConfig, read_weights: R
             f"{path}.layers: {max(wanted.layers)} is too deep; the frozen network has feature maps 0 to "
             f"{len(backbone.scales) - 1}"
         )
-    if wanted.source == EMA:
-        return FrozenNet(backbone, wanted.layers, wanted.momentum)
-    if ours:
-        _load(backbone, wanted.source, read_weights, path=f"{path}.frozen", name=model.backbone)
-    return FrozenNet(backbone, wanted.layers)
+    return backbone
+
+
+def is_ours(wanted: FrozenNetwork) -> bool:
+    """Whether a frozen network has the model's own backbone: its average, or a checkpoint of ours."""
+    return wanted.source == EMA or is_checkpoint(wanted.source)
 
 
 def is_checkpoint(frozen: str) -> bool:

@@ -38,6 +38,11 @@ class ClassificationConfig(TaskConfig):
         """Build the task, checked against the labels that the shards hold."""
         label = self.label or name
         field = label_field(f"tasks.{name}.label", label, "category", around.fields)
+        if len(field.classes) < 2:
+            raise UserError(
+                f"tasks.{name}.label: '{label}' has one class, {', '.join(field.classes)}: there is nothing to tell "
+                "apart; build the shards with two classes or more, or leave the task out"
+            )
         counts = around.label_counts.get(label, ())
         if self.class_weights == "index" and len(counts) != len(field.classes):
             raise UserError(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
+from torch import nn
 
 from hmtl_dist.augment import LabelGeometry
 from hmtl_dist.data.dataset.schema import Field as LabelField
@@ -70,9 +71,10 @@ def build_tasks(
     """
     tasks: list[Task] = []
     for name, config in configs.items():
-        if name in RESERVED_NAMES or "/" in name:
+        if name in RESERVED_NAMES or "/" in name or "." in name or hasattr(nn.ModuleDict(), name):
             raise UserError(
-                f"tasks.{name}: the name may not be {' or '.join(RESERVED_NAMES)} or hold a slash; give it another name"
+                f"tasks.{name}: it may not be called {' or '.join(RESERVED_NAMES)}, by a word of torch's, "
+                "such as 'type', or hold a slash or a dot; give it another name"
             )
         tasks.append(config.build(name, Surroundings(fields, image_size, label_counts, frozen.get(name))))
     return tasks

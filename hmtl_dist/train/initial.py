@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hmtl_dist.data.storage import open_storage
 from hmtl_dist.engine.base import EngineState
-from hmtl_dist.engine.checkpoint import MANIFEST, load_checkpoint, load_newest
+from hmtl_dist.engine.checkpoint import MANIFEST, load_checkpoint, load_newest, newest_manifest, read_manifest
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import Backbone
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
@@ -34,12 +34,7 @@ def initialise(model: HMTLModel, config: ModelConfig) -> str | None:
         return None
     url, state, manifest = _read(config.init_from)
     saved = state.ema or state.model
-    theirs = saved_config(manifest).model
-    if (theirs.backbone, theirs.options) != (config.backbone, config.options):
-        raise UserError(
-            f"model.init_from: {url} holds {theirs.backbone}{_options(theirs)}, model.backbone is "
-            f"{config.backbone}{_options(config)}; set model.backbone={theirs.backbone}"
-        )
+    _check_backbone(url, manifest, config)
     own = cast("dict[str, Tensor]", model.state_dict())
     taken = {name: saved[name] for name in own if name.startswith(BACKBONE) and _fits(saved, name, own[name])}
     anew = [name for name in own if name.startswith(BACKBONE) and name not in taken]
@@ -61,6 +56,38 @@ def initialise(model: HMTLModel, config: ModelConfig) -> str | None:
     return said
 
 
+def check_initial(config: ModelConfig) -> None:
+    """See that `model.init_from` names a checkpoint of the same backbone; only its manifest is read.
+
+    Raises:
+        UserError: It does not.
+    """
+    url = config.init_from
+    if url is None:
+        return
+    if open_storage(url).exists(MANIFEST):
+        manifest = read_manifest(url)
+    else:
+        found = newest_manifest(checkpoints_folder(url)) or newest_manifest(url)
+        if found is None:
+            raise _none_there(url)
+        manifest = found
+    _check_backbone(url, manifest, config)
+
+
+def _check_backbone(url: str, manifest: Mapping[str, Any], config: ModelConfig) -> None:
+    theirs = saved_config(manifest).model
+    if (theirs.backbone, theirs.options) != (config.backbone, config.options):
+        raise UserError(
+            f"model.init_from: {url} holds {theirs.backbone}{_options(theirs)}, model.backbone is "
+            f"{config.backbone}{_options(config)}; set model.backbone={theirs.backbone}"
+        )
+
+
+def _none_there(url: str) -> UserError:
+    return UserError(f"model.init_from: {url} holds no complete checkpoint; give the folder or URL of a run of ours")
+
+
 def _read(url: str) -> tuple[str, EngineState, Mapping[str, Any]]:
     """Read a checkpoint by its own folder or URL, or the newest whole one of a run by the run's.
 
@@ -72,7 +99,7 @@ def _read(url: str) -> tuple[str, EngineState, Mapping[str, Any]]:
         return url.rstrip("/"), state, manifest
     found = load_newest(checkpoints_folder(url)) or load_newest(url)
     if found is None:
-        raise UserError(f"model.init_from: {url} holds no complete checkpoint; give the folder or URL of a run of ours")
+        raise _none_there(url)
     where, state, _, manifest = found
     return where, state, manifest
 

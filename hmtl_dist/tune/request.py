@@ -90,16 +90,16 @@ class Request:
 
         return open_training(self.config.data)
 
-    def check_metrics(self) -> None:
-        """See that the figures that decide will be evaluated.
+    def check(self) -> None:
+        """See that trials can begin, and that the figures that decide will be evaluated.
 
         Raises:
-            UserError: A supervised task has no such figure.
+            UserError: The recipe's data, tasks and model do not fit, or a supervised task has no such figure.
         """
-        from hmtl_dist.launch.preflight import supervised_tasks
+        from hmtl_dist.launch.preflight import check_parts
         from hmtl_dist.train.groups import check_monitored
 
-        tasks = supervised_tasks(self.config, self.selection.header)
+        tasks = check_parts(self.config)
         bounded = [
             (f"constraints.{number}.metric", bound.metric) for number, bound in enumerate(self.space.constraints)
         ]

@@ -142,6 +142,10 @@ def test_file_that_is_no_text(tmp_path: Path) -> None:
             "tasks.expression.type: given 'clasification', allowed classification,",
         ),
         ("train.epochs", "override 'train.epochs': write it as path.to.key=value"),
+        (
+            "name=my run",
+            "name: given 'my run', allowed text that matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$, such as 'my-run'",
+        ),
     ],
 )
 def test_mistyped_setting(train_fails: Fails, override: str, message: str) -> None:
@@ -153,17 +157,62 @@ def test_mistyped_setting(train_fails: Fails, override: str, message: str) -> No
     [
         ("tasks.smile.type=classification", "tasks.smile.label: 'smile' is not one of expression, gender (the "),
         ("tasks.gendr.type=classification", "tasks.gendr.label: 'gendr' is not one of expression, gender; did you "),
+        ("tasks.type.type=puzzling", "tasks.type: it may not be called "),
         ("data.fields=[expression, yaw, roll]", "tasks.age.labels: 'age' is not one of roll, yaw"),
-        ("model.backbone=test_byobnt", "model.backbone: timm has no model 'test_byobnt'; did you mean 'test_byobnet'?"),
-        ("model.options.depth=5", "model.backbone: timm's 'test_byobnet': cannot build it: "),
-        ("tasks.inpainting.layers=[0, 9]", "tasks.inpainting.layers: 9 is too deep; "),
+        ("data.fields=[smile]", "data.fields: no label 'smile' in "),
         ("data.batch_size=160", "data.batch_size=160 is larger than the data set of 72 samples: "),
-        ("launch.num_workers=2", "launch.num_workers: 2 given, but launch.kind=local trains in this one process; "),
+        ("data.subset=0.0001", "data.subset=0.0001: not one of the 18 groups of "),
+        ("data.balance=smile", "data.balance: no category label 'smile'; "),
+        ("model.backbone=test_byobnt", "model.backbone: timm has no model 'test_byobnt'; did you mean 'test_byobnet'?"),
+        (
+            "model.backbone=vit_tiny_patch16_224",
+            "model.backbone: timm's 'vit_tiny_patch16_224' cannot read pictures of 32 x 32 pixels (Input ",
+        ),
+        ("model.options.depth=5", "model.backbone: timm's 'test_byobnet': cannot build it: "),
+        ("model.init_from=/nowhere", "model.init_from: /nowhere holds no complete checkpoint; "),
+        ("tasks.inpainting.layers=[0, 9]", "tasks.inpainting.layers: 9 is too deep; "),
+        (
+            "tasks.inpainting.frozen=vit_tiny_patch16_224",
+            "tasks.inpainting.frozen: timm's 'vit_tiny_patch16_224' cannot read ",
+        ),
         ("engine.sync_batchnorm=true", "engine.sync_batchnorm=true needs GPUs, given cpu; "),
+        ("train.groups=[smile]", "train.groups: 'smile' is not one of "),
+        ("train.gap_metrics=[expression/mae]", "train.gap_metrics: 'expression/mae' is not one of "),
+        ("launch.gpus_per_worker=1", "launch.gpus_per_worker: "),
     ],
 )
-def test_setting_that_does_not_fit_the_data_or_the_machine(train_fails: Fails, override: str, message: str) -> None:
-    assert train_fails(override).startswith(message)
+def test_what_does_not_fit_the_data_or_the_machine_is_refused_before_anything_begins(
+    train_fails: Fails, home: Path, override: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for kind in ("ray", "local"):
+        assert train_fails(f"launch.kind={kind}", "tracking.enabled=true", override).startswith(message)
+    assert {path.name for path in home.rglob("*")} <= {"runs"}
+
+
+def test_workers_that_one_process_is_not(train_fails: Fails) -> None:
+    message = train_fails("launch.num_workers=2")
+    assert message.startswith("launch.num_workers: 2 given, but launch.kind=local trains in this one process; ")
+
+
+@pytest.mark.parametrize(
+    ("moods", "message"),
+    [
+        ({"a.jpg": "sad"}, "tasks.mood.label: 'mood' has one class, sad: there is nothing to tell apart; "),
+        ({"a.jpg": "sad", "b.jpg": "glad"}, "tasks.mood: the pictures that are trained on have only 'sad' as 'mood': "),
+    ],
+)
+def test_a_label_of_one_class_teaches_nothing(home: Path, tmp_path: Path, moods: dict[str, str], message: str) -> None:
+    table = pictures(tmp_path / "faces", moods | {f"{n}.jpg": "sad" for n in range(16)})
+    specs = parse_labels(["mood"])
+    adapter = FolderAdapter(str(tmp_path / "faces"), table, file_column="file", specs=specs)
+    settings = BuildSettings(dataset="moods", splits={"train": 0.5, "val": 0.5}, seed=1)
+    build(adapter, str(tmp_path / "moods"), settings)
+    mine = tmp_path / "mine.yaml"
+    tasks = {"mood": {"type": "classification"}}
+    mine.write_text(yaml.safe_dump(tree(str(tmp_path / "moods"), data={"batch_size": 4}) | {"tasks": tasks}))
+    assert fails("train", mine, "tracking.enabled=true", "weighting.type=sum").startswith(message)
+    assert {path.name for path in home.rglob("*")} <= {"runs"}
 
 
 # --- data that cannot be read ------------------------------------------------------------------------------------
@@ -290,7 +339,7 @@ def pictures(folder: Path, labels: dict[str, str], broken: tuple[str, ...] = ())
     """A folder of pictures, some of them none, and beside it a table of their moods, which is returned."""
     folder.mkdir()
     for number, name in enumerate(labels):
-        grey = np.full((40, 40, 3), 60 * number, np.uint8)
+        grey = np.full((40, 40, 3), 60 * number % 251, np.uint8)
         (folder / name).write_bytes(b"no picture" if name in broken else cv2.imencode(".jpg", grey)[1].tobytes())
     table = folder.with_suffix(".csv")
     table.write_text("file,mood\n" + "".join(f"{name},{mood}\n" for name, mood in labels.items()))

@@ -277,15 +277,16 @@ def open_index(url: str, split: str, cache: ShardCache | None = None) -> ShardIn
         cache: where this machine keeps shards; those of a local folder are not kept.
 
     Raises:
-        UserError: when there is no such index, it is damaged, or another version wrote it.
+        NoDataError: when there is no such index.
+        UserError: when it is damaged, another version wrote it, or the storage refuses.
     """
     url = url.rstrip("/")
     storage = open_storage(url)
     if not storage.exists(f"{split}/index.json"):
         splits = open_dataset(url).splits
         if split in splits:
-            raise UserError(f"{url}/{split}/index.json is missing: run 'hmtl-dist data index {url}'")
-        raise UserError(f"{url} has no split {split!r}: its splits are {', '.join(splits)}")
+            raise NoDataError(f"{url}/{split}/index.json is missing: run 'hmtl-dist data index {url}'")
+        raise NoDataError(f"{url} has no split {split!r}: its splits are {', '.join(splits)}")
     cache = cache if url.startswith("s3://") else None
     if cache is not None:
         cache.prepare()
@@ -294,6 +295,10 @@ def open_index(url: str, split: str, cache: ShardCache | None = None) -> ShardIn
             return _read_index(url, storage, split, cache)
         storage.stats.add(retries=1)
     return _read_index(url, storage, split, cache)
+
+
+class NoDataError(UserError):
+    """The storage answers, and holds no such data set or split."""
 
 
 class _DamagedIndexError(UserError):
@@ -322,12 +327,13 @@ def open_dataset(url: str) -> DatasetHeader:
     """The name and the splits of a data set.
 
     Raises:
-        UserError: when there is no complete data set at `url`.
+        NoDataError: when there is no complete data set at `url`.
+        UserError: when another version wrote it, or the storage refuses.
     """
     url = url.rstrip("/")
     storage = open_storage(url)
     if not storage.exists("dataset.json"):
-        raise UserError(
+        raise NoDataError(
             f"no data set at {url} (dataset.json is missing): build it with 'hmtl-dist data build', or index shards "
             f"made elsewhere with 'hmtl-dist data index {url}'"
         )

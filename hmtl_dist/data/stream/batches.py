@@ -115,7 +115,7 @@ class Stream:
         self._max_bad_share = config.max_bad_share
         self._steps = plan.steps(start, epochs)
         lanes = plan.rank_lanes(rank, world_size)
-        labels = _label_types(index, config.fields)
+        labels = label_types(index, config.fields)
         self._batch_size = len(lanes) * plan.per_lane
         layout = BatchLayout(self._batch_size, config.image_size, labels)
         jobs = [
@@ -230,7 +230,12 @@ def _batch(rows: Rows, images: Tensor, epoch: int, step: int) -> Batch:
     )
 
 
-def _label_types(index: SampleIndex, fields: Iterable[str] | None) -> dict[str, type[np.generic]]:
+def label_types(index: SampleIndex, fields: Iterable[str] | None) -> dict[str, type[np.generic]]:
+    """Say which labels a stream gives, and as what: classes as int64, -1 where missing, numbers as float32.
+
+    Raises:
+        UserError: The data have no such label.
+    """
     known = index.header.fields
     names = list(known if fields is None else fields)
     for name in names:
