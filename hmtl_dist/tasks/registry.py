@@ -73,7 +73,7 @@ def build_tasks(
     for name, config in configs.items():
         if name in RESERVED_NAMES or "/" in name or "." in name or hasattr(nn.ModuleDict(), name):
             raise UserError(
-                f"tasks.{name}: it may not be called {' or '.join(RESERVED_NAMES)}, by a word of torch's, "
+                f"tasks.{name}: the name may not be {' or '.join(RESERVED_NAMES)}, a word of torch's, "
                 "such as 'type', or hold a slash or a dot; give it another name"
             )
         tasks.append(config.build(name, Surroundings(fields, image_size, label_counts, frozen.get(name))))

@@ -157,7 +157,7 @@ def test_mistyped_setting(train_fails: Fails, override: str, message: str) -> No
     [
         ("tasks.smile.type=classification", "tasks.smile.label: 'smile' is not one of expression, gender (the "),
         ("tasks.gendr.type=classification", "tasks.gendr.label: 'gendr' is not one of expression, gender; did you "),
-        ("tasks.type.type=puzzling", "tasks.type: it may not be called "),
+        ("tasks.type.type=puzzling", "tasks.type: the name may not be "),
         ("data.fields=[expression, yaw, roll]", "tasks.age.labels: 'age' is not one of roll, yaw"),
         ("data.fields=[smile]", "data.fields: no label 'smile' in "),
         ("data.batch_size=160", "data.batch_size=160 is larger than the data set of 72 samples: "),

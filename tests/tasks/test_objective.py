@@ -194,7 +194,7 @@ def test_the_state_comes_back() -> None:
     torch.testing.assert_close(second.state(), first.state())
 
 
-@pytest.mark.parametrize("name", ["clean", "weighting", "a/b"])
+@pytest.mark.parametrize("name", ["clean", "weighting", "a/b", "a.b", "type", "training"])
 def test_reserved_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"^tasks\.{name}: the name may not be"):
         build_tasks({name: PuzzlingConfig()}, FIELDS, {}, {}, 24)
