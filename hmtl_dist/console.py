@@ -194,21 +194,52 @@ class Console:
             bar.refresh()
 
     @contextmanager
-    def counted(self, title: str, *, quiet: bool = False) -> "Generator[Callable[[int, int], None]]":
-        """Yield a function of (done, total) that shows the share done and the time left, from its first call on."""
+    def counted(self, title: str, *, quiet: bool = False) -> "Generator[Counted]":
+        """Yield what shows the share done and the time left, from its first call on, unless it is to be quiet."""
         with ExitStack() as stack:
-            shown: list[ProgressBar] = []
-            started = time.monotonic()
+            yield Counted(self, stack, title, quiet=quiet)
 
-            def show(done: int, total: int) -> None:
-                if quiet:
-                    return
-                if not shown:
-                    shown.append(stack.enter_context(self.progress(title, total)))
-                spent = time.monotonic() - started
-                shown[0].update(done, eta_seconds=spent / done * (total - done) if done else None)
 
-            yield show
+class Counted:
+    """Something that is counted, called with what is done and what there is in all; made by `Console.counted`."""
+
+    def __init__(self, console: Console, stack: ExitStack, title: str, *, quiet: bool) -> None:
+        self._console = console
+        self._stack = stack
+        self._title = title
+        self._quiet = quiet
+        self._bar: ProgressBar | None = None
+        self._begun = time.monotonic()
+        self._waits = Paced(console)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how far it is."""
+        if self._quiet:
+            return
+        self._bar = self._bar or self._stack.enter_context(self._console.progress(self._title, total))
+        spent = time.monotonic() - self._begun
+        self._bar.update(done, eta_seconds=spent / done * (total - done) if done else None)
+
+    def wait(self, what: str, seconds: float) -> None:
+        """Show what is waited for, and for how long by now."""
+        if not self._quiet:
+            self._waits.tell(self._bar, what, seconds)
+
+
+class Paced:
+    """Tells of waits: in the bar, or while there is none by a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next_line = 0.0
+
+    def tell(self, bar: "ProgressBar | None", what: str, seconds: float) -> None:
+        """Tell what is waited for, and for how long by now."""
+        if bar is not None:
+            bar.wait(what, seconds)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + PLAIN_SECONDS
+            self._console.say(waiting(what, seconds))
 
 
 class ProgressBar:

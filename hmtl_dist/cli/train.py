@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
@@ -174,11 +173,12 @@ def evaluate(
     with Console() as console:
         chosen: Any = None if weights is None else weights.value
         groups = _groups(group) if group else None
-        with ExitStack() as stack:
-            if not as_json:
-                stack.enter_context(WaitNotice(_View(console, stack).wait))
+        with (
+            console.counted("evaluate", quiet=as_json) as show,
+            WaitNotice(lambda wait: show.wait(wait.what, wait.seconds)),
+        ):
             evaluation, checkpoint = evaluate_run(
-                run_or_checkpoint, split=split, data=data, weights=chosen, groups=groups
+                run_or_checkpoint, split=split, data=data, weights=chosen, groups=groups, on_progress=show
             )
         if as_json:
             answer = {"checkpoint": checkpoint, "num_samples": evaluation.num_samples, "metrics": evaluation.metrics}
@@ -239,10 +239,12 @@ class _View:
     """Shows how far a run is, and what it waits for; the bar appears with the first line of progress."""
 
     def __init__(self, console: "Console", stack: ExitStack) -> None:
+        from hmtl_dist.console import Paced
+
         self._console = console
         self._stack = stack
         self._bar: ProgressBar | None = None
-        self._next_line = 0.0
+        self._waits = Paced(console)
 
     def show(self, step: "Step") -> None:
         """Show a line of progress."""
@@ -262,13 +264,7 @@ class _View:
 
     def wait(self, wait: "Wait") -> None:
         """Show what is waited for."""
-        from hmtl_dist.console import PLAIN_SECONDS, waiting
-
-        if self._bar is not None:
-            self._bar.wait(wait.what, wait.seconds)
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + PLAIN_SECONDS
-            self._console.say(waiting(wait.what, wait.seconds))
+        self._waits.tell(self._bar, wait.what, wait.seconds)
 
 
 def _headline(metrics: Mapping[str, float]) -> str:

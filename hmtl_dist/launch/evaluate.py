@@ -1,6 +1,6 @@
 """Evaluation of a saved run, in this process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -39,6 +39,7 @@ def evaluate_run(
     data: str | None = None,
     weights: Weights | None = None,
     groups: Mapping[str, Sequence[float]] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Evaluation, str]:
     """Evaluate a run's last checkpoint; EMA weights where the run kept them, unless others are asked for.
 
@@ -49,6 +50,7 @@ def evaluate_run(
         weights: The `last` weights, their moving average (`ema`), or those of the `best` evaluation's checkpoint.
         groups: Labels whose groups are told apart, with where those of a number end, or nothing for the run's own
             bands; the run's own `train.groups`, as far as the data have them, by default.
+        on_progress: Called with the pictures read and the pictures in all.
 
     Returns:
         What was found, and the checkpoint it was found with.
@@ -70,7 +72,12 @@ def evaluate_run(
         train = TrainConfig.model_validate(config.train.model_dump() | told)
         config = config.model_copy(update={"train": train})
     evaluation = evaluate_state(
-        config, chosen.state, chosen.extras[OBJECTIVE], saved_fields(manifest), strict_groups=groups is not None
+        config,
+        chosen.state,
+        chosen.extras[OBJECTIVE],
+        saved_fields(manifest),
+        strict_groups=groups is not None,
+        on_progress=on_progress,
     )
     return evaluation, checkpoint
 

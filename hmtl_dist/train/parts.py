@@ -1,7 +1,7 @@
 """The tasks of a run, the model that serves them, and what evaluates it, built from the configuration."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from hmtl_dist.train.base import RankContext
 from hmtl_dist.train.evaluate import Evaluation, Evaluator
 from hmtl_dist.train.groups import groupings_of
 from hmtl_dist.train.inputs import InputMaker
-from hmtl_dist.train.streams import evaluation_of, open_stream
+from hmtl_dist.train.streams import evaluation_of, make_plan, open_stream
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def evaluate_state(
     fields: Mapping[str, Field],
     *,
     strict_groups: bool = True,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate a saved state in this process, on the CPU or the first GPU; EMA weights where there are some.
 
@@ -111,6 +112,7 @@ def evaluate_state(
         objective_state: The objective's part.
         fields: The labels that it was trained on.
         strict_groups: Whether a label of `train.groups` that the data lack is an error; else it is left out.
+        on_progress: Called with the pictures read and the pictures in all.
 
     Raises:
         UserError: The data cannot be read, or holds other labels.
@@ -123,16 +125,33 @@ def evaluate_state(
     parts.follow(device)
     parts.objective.load_state(objective_state)
     rank_context = RankContext.alone(str(device))
+    total = make_plan(config, selection, shuffle=False).num_draws
+
+    @contextmanager
+    def batches() -> Generator[Iterable[Batch]]:
+        with open_stream(config, selection, rank_context) as stream:
+            yield _told(stream, total, on_progress)
+
     evaluator = build_evaluator(
         config,
         parts.objective,
         selection,
-        lambda: open_stream(config, selection, rank_context),
+        batches,
         device=device,
         ranks=SingleRank(),
         strict_groups=strict_groups,
     )
     return evaluator(parts.model)
+
+
+def _told(batches: Iterable[Batch], total: int, on_progress: Callable[[int, int], None]) -> Iterator[Batch]:
+    """Yield batches and tell how many pictures have been taken."""
+    done = 0
+    on_progress(done, total)
+    for batch in batches:
+        yield batch
+        done = min(total, done + len(batch.images))
+        on_progress(done, total)
 
 
 def reseed(seed: int, rank: int, micro_step: int, device: torch.device) -> None:

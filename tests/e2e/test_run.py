@@ -97,9 +97,11 @@ def test_loader_workers_and_evaluations_move_no_weight(uninterrupted: Finished, 
 
 
 def test_a_saved_run_is_evaluated_as_at_its_end(uninterrupted: Finished) -> None:
-    evaluation, checkpoint = evaluate_run("uninterrupted")
+    told: list[tuple[int, int]] = []
+    evaluation, checkpoint = evaluate_run("uninterrupted", on_progress=lambda done, total: told.append((done, total)))
     assert checkpoint == uninterrupted.outcome.checkpoint
     assert evaluation.num_samples == 24
+    assert told == [(0, 24), (16, 24), (24, 24)]
     # A concordance near 0 is a difference of nearly equal numbers, hence the absolute part.
     assert evaluation.metrics == pytest.approx(of(uninterrupted, "eval/"), rel=1e-6, abs=1e-7)
 

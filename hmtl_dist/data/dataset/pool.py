@@ -4,15 +4,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from itertools import islice
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 import cv2
 
 from hmtl_dist.data import forkserver
+from hmtl_dist.data.storage import waits
 from hmtl_dist.errors import UserError
 
 Task = TypeVar("Task")
@@ -50,7 +53,10 @@ def run_tasks(
         return
     forkserver.start([work.__module__, *preload])
     waiting = iter(tasks)
-    with ProcessPoolExecutor(num_workers, forkserver.CONTEXT, _start_worker) as pool:
+    with (
+        _waits_of_workers() as heard,
+        ProcessPoolExecutor(num_workers, forkserver.CONTEXT, _start_worker, (heard,)) as pool,
+    ):
         try:
             running: set[Future[Result]] = {
                 pool.submit(work, task) for task in islice(waiting, num_workers * _IN_FLIGHT)
@@ -69,10 +75,36 @@ def run_tasks(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+@contextmanager
+def _waits_of_workers() -> Generator[Connection]:
+    """What workers write their waits to, while they are heard of here."""
+    there, here = forkserver.CONTEXT.Pipe(duplex=False)
+
+    def listen() -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                waits.hear(there.recv())
+
+    listener = threading.Thread(target=listen, name="waits", daemon=True)
+    listener.start()
+    try:
+        yield here
+    finally:
+        here.close()
+        listener.join()
+        there.close()
+
+
+def _start_worker(heard: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # how a pool ends its processes when one has died
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(wait: waits.Wait) -> None:
+        with suppress(OSError):  # of somebody who hears no more
+            heard.send(wait)
+
+    waits.WaitNotice(tell).start()
 
 
 def _end_with_parent() -> None:

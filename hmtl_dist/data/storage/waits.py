@@ -24,6 +24,8 @@ class Wait:
 
 _lock = threading.Lock()
 _begun: dict[int, tuple[str, float]] = {}
+_heard: dict[str, tuple[float, float]] = {}
+"""What other processes have said they wait for: since when, and when they said so last."""
 
 
 @contextmanager
@@ -39,13 +41,29 @@ def waiting_for(what: str) -> Generator[None]:
             del _begun[id(mark)]
 
 
-def longest_wait() -> Wait | None:
-    """Return what this process has waited for longest; None where it waits for nothing."""
+def hear(wait: Wait) -> None:
+    """Take note that a process of this one waits for something; it says so about once a second while it does."""
+    now = time.monotonic()
     with _lock:
-        if not _begun:
-            return None
-        what, begun = min(_begun.values(), key=lambda wait: wait[1])
-    return Wait(what, time.monotonic() - begun)
+        _forget(now)
+        begun, _ = _heard.get(wait.what, (now, now))
+        _heard[wait.what] = min(begun, now - wait.seconds), now
+
+
+def longest_wait() -> Wait | None:
+    """Return what this process, or one that it heard of just now, has waited for longest; None without any wait."""
+    now = time.monotonic()
+    with _lock:
+        _forget(now)
+        waits = [Wait(what, now - begun) for what, begun in _begun.values()]
+        waits += [Wait(what, now - begun) for what, (begun, _) in _heard.items()]
+    return max(waits, key=lambda wait: wait.seconds, default=None)
+
+
+def _forget(now: float) -> None:
+    """Forget what nobody has spoken of for a while."""
+    for what in [what for what, (_, last) in _heard.items() if now - last > 2 * LOOK_SECONDS]:
+        del _heard[what]
 
 
 class WaitNotice:
@@ -60,9 +78,13 @@ class WaitNotice:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="wait-notice", daemon=True)
 
+    def start(self) -> None:
+        """Begin to look, for as long as this process lives or until the block ends."""
+        self._thread.start()
+
     def __enter__(self) -> Self:
         """Begin to look."""
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import struct
+import threading
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from hmtl_dist.data.dataset.schema import Field
 from hmtl_dist.data.dataset.split import assign_splits, parse_split
 from hmtl_dist.data.decode import decode
 from hmtl_dist.data.storage import open_storage
+from hmtl_dist.data.storage.waits import longest_wait, waiting_for
 from hmtl_dist.errors import UserError
 from tests.data.stream.streaming import jpeg
 from tests.servers import S3Server
@@ -477,6 +480,28 @@ class _Failing(Adapter):
 def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a worker process was killed"):
         build(_Failing(), str(tmp_path / "out"), SETTINGS, num_workers=2)
+
+
+def wait_for_a_file(path: str) -> str:
+    """A task that waits for something far away until somebody has made a file."""
+    with waiting_for("s3://far/away"):
+        while not Path(path).exists():
+            time.sleep(0.05)
+    return path
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(120)
+def test_what_a_worker_waits_for_is_heard_here(tmp_path: Path) -> None:
+    def make_when_heard() -> None:
+        while longest_wait() is None:
+            time.sleep(0.05)
+        (tmp_path / "heard").touch()
+
+    listener = threading.Thread(target=make_when_heard)
+    listener.start()
+    assert [*run_tasks(wait_for_a_file, [str(tmp_path / "heard")] * 2, 2)] == [str(tmp_path / "heard")] * 2
+    listener.join()
 
 
 def test_tasks_are_taken_only_when_there_is_room() -> None:

@@ -52,6 +52,17 @@ def test_a_wait_is_told_from_a_while_on_and_not_after_the_block(monkeypatch: pyt
     assert len(told) == count
 
 
+def test_what_another_process_waits_for_is_known_until_it_says_so_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits.hear(Wait("s3://far", 7.0))
+    waits.hear(Wait("s3://far", 2.0))  # another one, which has waited for less long
+    with waiting_for("s3://near"):
+        wait = longest_wait()
+    assert wait is not None
+    assert (wait.what, wait.seconds >= 7) == ("s3://far", True)
+    monkeypatch.setattr(waits, "LOOK_SECONDS", 0.0)
+    assert longest_wait() is None
+
+
 def test_patience_is_that_of_the_configuration_inside_the_block() -> None:
     assert outage_seconds() == 600
     with settings(StorageConfig(patience_minutes=0.5)):
