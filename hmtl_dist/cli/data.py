@@ -9,12 +9,13 @@ import typer
 
 from hmtl_dist.cli import data_catalog
 from hmtl_dist.cli import data_views as views
-from hmtl_dist.cli.data_catalog import AsJson, Group, Label, Workers
+from hmtl_dist.cli.data_catalog import AsJson, Group, Label, Strict, Workers
 from hmtl_dist.errors import UserError
 
 if TYPE_CHECKING:
     from hmtl_dist.data.dataset.adapter import Adapter
-    from hmtl_dist.data.dataset.build import BuildSettings
+    from hmtl_dist.data.dataset.build import BuildReport, BuildSettings
+    from hmtl_dist.data.dataset.foreign import ForeignReport
 
 app = typer.Typer(cls=data_catalog.DataGroup, no_args_is_help=True)
 build = typer.Typer(cls=data_catalog.BuildGroup, no_args_is_help=True)
@@ -33,7 +34,7 @@ def index(
         str | None,
         typer.Option(help="Split of the tars that lie in URL itself; what tells their names apart if empty."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if anything was left out.")] = False,
+    strict: Strict = False,
     num_workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,8 +59,7 @@ def index(
         views.print_json(views.index_json(report))
     else:
         views.print_indexed(report)
-    if strict and report.told:
-        raise UserError("--strict: something was left out; what it was stands above")
+    _be_strict(report, strict=strict)
 
 
 @app.command()
@@ -155,6 +155,7 @@ def build_and_print(
     num_workers: int | None,
     *,
     overwrite: bool,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Build a data set and print what was built."""
@@ -172,8 +173,14 @@ def build_and_print(
         )
     if as_json:
         views.print_json(views.build_json(report))
-        return
-    views.print_built(report, out)
+    else:
+        views.print_built(report, out)
+    _be_strict(report, strict=strict)
+
+
+def _be_strict(report: "BuildReport | ForeignReport", *, strict: bool) -> None:
+    if strict and report.told:
+        raise UserError("--strict: something was left out or has different labels; what it was stands above")
 
 
 def last_part(url: str) -> str:
@@ -185,6 +192,11 @@ def last_part(url: str) -> str:
 def _progress(title: str, unit: str, *, quiet: bool) -> Generator[Callable[[int, int], None]]:
     """Show the share done and the time left; the first call tells how much there is."""
     from hmtl_dist.console import Console
+    from hmtl_dist.data.storage.waits import WaitNotice
 
-    with Console() as console, console.counted(f"{title} {unit}", quiet=quiet) as show:
+    with (
+        Console() as console,
+        console.counted(f"{title} {unit}", quiet=quiet) as show,
+        WaitNotice(lambda wait: show.wait(wait.what, wait.seconds)),
+    ):
         yield show

@@ -28,6 +28,9 @@ Label = Annotated[
 Group = Annotated[str | None, typer.Option(help="Entry that says whom a picture belongs to.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the cores of this machine when not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Fail if anything was left out, or a picture has different labels.")
+]
 
 
 class BuildGroup(TyperGroup):
@@ -111,6 +114,7 @@ def _build_command(data_set: "DataSet") -> "Build":
             BuildSettings.model_validate(settings),
             given["num_workers"],
             overwrite=given["overwrite"],
+            strict=given["strict"],
             as_json=given["as_json"],
         )
 
@@ -205,6 +209,7 @@ def _common_options(data_set: "DataSet") -> "dict[str, Parameter]":
             Annotated[flag, typer.Option(help="Delete the data set that OUT holds and build anew.")],
             False,
         ),
+        "strict": (Strict, False),
         "as_json": (AsJson, False),
     }
 

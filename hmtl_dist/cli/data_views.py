@@ -32,6 +32,7 @@ def build_json(report: "BuildReport") -> object:
         "splits": {split: header.model_dump() for split, header in report.headers.items()},
         "kept_shards": report.kept_shards,
         "rejected": [[row.name, row.reason] for row in report.rejected],
+        "different_labels": report.conflicts,
     }
 
 
@@ -45,6 +46,7 @@ def index_json(report: "ForeignReport") -> object:
         "passed_over": dict(report.passed_over),
         "doubled": list(report.doubled),
         "others": dict(report.others),
+        "different_labels": list(report.conflicts),
     }
 
 
@@ -61,6 +63,7 @@ def print_built(report: "BuildReport", out: str) -> None:
             typer.echo(f"  {names[reason]}{f' and {count - 1:,} more' if count > 1 else ''}: {reason}")
         if len(reasons) > _SHOWN:
             typer.echo("  …")
+    _print_findings("pictures that are there twice, with different labels", report.conflicts)
 
 
 def print_catalogue(data_sets: "Sequence[DataSet]") -> None:
@@ -93,6 +96,7 @@ def print_indexed(report: "ForeignReport") -> None:
     if report.others:
         counts = ", ".join(f"{count:,} .{ending}" for ending, count in report.others.most_common(_SHOWN))
         typer.echo(f"neither pictures nor labels, and left alone: {counts}")
+    _print_findings("pictures that are there twice, with different labels", report.conflicts)
 
 
 def print_headers(headers: "Sequence[IndexHeader]") -> None:
@@ -170,16 +174,18 @@ def print_verified(report: "VerifyReport") -> None:
     _print_findings("groups in more than one split", report.groups_across)
     _print_findings("pictures of one split that are also in another", _pairs(report.same_across))
     _print_findings("pictures that look like one of another split", _pairs(report.near_across))
+    _print_findings("pictures that are there twice, with different labels", report.conflicts)
     _print_findings("note: pictures that are twice in one split", _pairs(report.same_within))
     _print_findings("note: pictures that look like another of their split", _pairs(report.near_within))
-    typer.echo("sound: nothing is damaged, and the splits are apart" if report.is_sound else "NOT sound")
+    sound = "sound: nothing is damaged, the splits are apart, and no picture has different labels"
+    typer.echo(sound if report.is_sound else "NOT sound")
 
 
 def _pairs(pairs: "list[Pair]") -> list[str]:
     return [f"{pair.first} = {pair.second}" for pair in pairs]
 
 
-def _print_findings(title: str, findings: list[str]) -> None:
+def _print_findings(title: str, findings: "Sequence[str]") -> None:
     if not findings:
         return
     typer.echo(f"{title}: {len(findings):,}")

@@ -96,6 +96,28 @@ def test_a_folder_is_built_from_its_table(tmp_path: Path, drawn: str, run: Run) 
     assert found["rejected"] == [["gone.jpg", f"no such file under {source}"]]
 
 
+def test_a_picture_with_different_labels_is_told_by_builds_and_indexing(tmp_path: Path, run: Run) -> None:
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for name, number in (("a", 0), ("b", 1), ("again", 0)):
+        (source / f"{name}.jpg").write_bytes(face_jpeg(0, number, 10, 32))
+    (tmp_path / "labels.csv").write_text("file,mood\na.jpg,calm\nb.jpg,glad\nagain.jpg,glad\n")
+    table = ("--labels", str(tmp_path / "labels.csv"), "--label", "mood", "--split", "train=1", "--num-workers", "1")
+    code, answer = run("build", "folder", str(source), str(tmp_path / "one"), *table)
+    assert code == 0
+    assert "again.jpg: the same picture as a.jpg, which has other labels" in answer
+    code, answer = run("build", "folder", str(source), str(tmp_path / "both"), *table, "--keep-duplicates")
+    assert code == 0
+    assert "pictures that are there twice, with different labels: 1\n" in answer
+    assert ": mood calm and glad\n" in answer or ": mood glad and calm\n" in answer
+    for out, more in (("one", ()), ("both", ("--keep-duplicates",))):
+        assert run("build", "folder", str(source), str(tmp_path / out), *table, *more, "--strict")[0] == 2
+    code, answer = run("index", str(tmp_path / "both"), "--num-workers", "1")
+    assert code == 0
+    assert "pictures that are there twice, with different labels: 1\n" in answer
+    assert run("index", str(tmp_path / "both"), "--num-workers", "1", "--strict")[0] == 2
+
+
 def test_a_folder_a_class_is_built_without_a_table(tmp_path: Path, run: Run) -> None:
     source = class_folders(tmp_path / "src", ("train", "val"))
     code, answer = run("build", "folder", str(source), str(tmp_path / "out"), "--num-workers", "1", "--json")

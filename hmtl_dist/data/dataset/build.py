@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from hmtl_dist.config.base import Section
 from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError
+from hmtl_dist.data.dataset.conflicts import find_conflicts
 from hmtl_dist.data.dataset.copies import as_rejected, find_copies
 from hmtl_dist.data.dataset.index import table_key
 from hmtl_dist.data.dataset.pictures import PictureSettings, store_picture
@@ -96,6 +97,13 @@ class BuildReport:
     """Samples that were left out."""
     kept_shards: int
     """Shards that an earlier call had finished."""
+    conflicts: list[str]
+    """The same picture twice with different labels: both samples, and the labels."""
+
+    @property
+    def told(self) -> bool:
+        """Whether there is something that should be looked at."""
+        return bool(self.rejected or self.conflicts)
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,8 @@ def build(
     ]
     _write_rejected(storage, rejected)
     headers = _write_indexes(storage, manifest, tuple(names.values()), results, rejected)
-    return BuildReport(headers, rejected, sum(result.kept for result in results))
+    conflicts = [] if settings.drop_duplicates else find_conflicts(url)
+    return BuildReport(headers, rejected, sum(result.kept for result in results), conflicts)
 
 
 def _assign(

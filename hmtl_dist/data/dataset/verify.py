@@ -13,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from hmtl_dist.data.dataset.conflicts import Row, conflict_of, name_of
 from hmtl_dist.data.dataset.duplicates import BANDS, near_pairs, same_pairs
 from hmtl_dist.data.dataset.index import SampleTable, ShardIndex, open_dataset, open_index
 from hmtl_dist.data.dataset.pool import run_tasks
@@ -57,11 +58,13 @@ class VerifyReport:
     """The same bytes twice in one split: wasteful, but no leak."""
     near_within: list[Pair] = field(default_factory=list[Pair])
     """Pictures of one split that look the same."""
+    conflicts: list[str] = field(default_factory=list[str])
+    """The same bytes twice with different labels: both samples, and the labels."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is damaged and the splits are apart."""
-        return not (self.damage or self.same_across or self.near_across or self.groups_across)
+        """Whether nothing is damaged, the splits are apart, and no picture has two labels."""
+        return not (self.damage or self.same_across or self.near_across or self.groups_across or self.conflicts)
 
 
 @dataclass(frozen=True)
@@ -253,19 +256,21 @@ def _add_pairs(report: VerifyReport, checked: Sequence[_Checked], places: Sequen
     near = readable[near_pairs(np.concatenate([shard.looks for shard in checked])[readable])]
     near = near[digests[near[:, 0]] != digests[near[:, 1]]]
 
-    def name_of(row: int) -> str:
-        shard = int(np.searchsorted(starts, row, side="right")) - 1
+    def row_of(number: int) -> Row:
+        shard = int(np.searchsorted(starts, number, side="right")) - 1
         task = checked[shard].task
-        index = _index(task.place)
-        return f"{task.place.url}/{index.names[task.shard]} {index.samples(task.shard).key[row - starts[shard]]}"
+        return _index(task.place), task.shard, number - int(starts[shard])
 
+    same = same_pairs(digests)
     for pairs, across, within in (
-        (same_pairs(digests), report.same_across, report.same_within),
+        (same, report.same_across, report.same_within),
         (near, report.near_across, report.near_within),
     ):
-        for one, other in pairs:
+        for one, other in pairs.tolist():
             apart = names[splits[one]] != names[splits[other]]
-            (across if apart else within).append(Pair(name_of(int(one)), name_of(int(other))))
+            (across if apart else within).append(Pair(name_of(row_of(one)), name_of(row_of(other))))
+    found = (conflict_of(row_of(one), row_of(other)) for one, other in same.tolist())
+    report.conflicts += [conflict for conflict in found if conflict is not None]
 
 
 def to_json(report: VerifyReport) -> Mapping[str, object]:
@@ -282,6 +287,7 @@ def to_json(report: VerifyReport) -> Mapping[str, object]:
         "near_across_splits": _pairs(report.near_across),
         "same_within_split": _pairs(report.same_within),
         "near_within_split": _pairs(report.near_within),
+        "different_labels": report.conflicts,
     }
 
 

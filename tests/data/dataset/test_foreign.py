@@ -192,5 +192,7 @@ def test_strict_fails_when_anything_was_left_out_and_says_what(tmp_path: Path) -
     result = CliRunner().invoke(app, ["data", "index", str(tmp_path), "--strict"])
     assert result.exit_code == 2
     assert "left out, for its sample has one already: train/a.tar: 0.png" in result.stdout
-    assert result.stderr == "error: --strict: something was left out; what it was stands above\n"
+    assert (
+        result.stderr == "error: --strict: something was left out or has different labels; what it was stands above\n"
+    )
     assert isinstance(index_shards(str(tmp_path)), ForeignReport)

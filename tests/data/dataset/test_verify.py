@@ -10,6 +10,7 @@ from PIL import Image
 
 from hmtl_dist.data.catalog.folder import FolderAdapter
 from hmtl_dist.data.dataset.build import BuildSettings, build
+from hmtl_dist.data.dataset.conflicts import find_conflicts
 from hmtl_dist.data.dataset.duplicates import BANDS, NEAR_BITS, near_pairs, same_pairs
 from hmtl_dist.data.dataset.labels import parse_labels
 from hmtl_dist.data.dataset.schema import Field
@@ -147,6 +148,16 @@ def test_a_picture_twice_in_one_split_is_a_note(tmp_path: Path) -> None:
     report = verify([write_set(tmp_path / "set", {"train": [*people(0, 2), (face(0), "p0")]})])
     assert pairs(report, "same_within") == [("train/shard-000000.tar 000", "train/shard-000000.tar 002")]
     assert report.is_sound
+
+
+def test_the_same_picture_with_different_labels_is_named_with_both(tmp_path: Path) -> None:
+    twice = [(face(0), "p0"), (face(0), "p0"), (face(1), "p1"), (face(0), "p0")]  # calm, glad, none, calm
+    url = write_set(tmp_path / "set", {"train": twice})
+    report = verify([url])
+    where = f"{url}/train/shard-000000.tar"
+    assert report.conflicts == [f"{where} 000 and {where} 001: mood calm and glad"]
+    assert not report.is_sound
+    assert find_conflicts(url) == report.conflicts
 
 
 def test_a_picture_of_another_set_that_is_mixed_in_is_found(tmp_path: Path) -> None:
