@@ -205,7 +205,22 @@ def _groups(given: Sequence[str]) -> dict[str, list[float]]:
 
 
 def run(config: "RunConfig", console: "Console", *, quiet: bool = False, again: "Again" = "unchanged") -> "Finished":
-    """Train, with progress on the console and everybody else's output in the run's log."""
+    """Train, with progress on the console and everybody else's output in the run's log, which MLflow gets too."""
+    from hmtl_dist.launch.sync import record_log, starts
+
+    if os.environ.get("RANK", "0") != "0":  # under torchrun
+        return _run(config, console, quiet=quiet, again=again)
+    before = starts(config)
+    try:
+        finished = _run(config, console, quiet=quiet, again=again)
+    except Exception:
+        record_log(config, before)
+        raise
+    record_log(config, before)
+    return finished
+
+
+def _run(config: "RunConfig", console: "Console", *, quiet: bool, again: "Again") -> "Finished":
     from hmtl_dist.config.io import home
     from hmtl_dist.data.storage.waits import WaitNotice
     from hmtl_dist.launch.driver import drive

@@ -49,6 +49,10 @@ class SweepView(Onlooker):
         if self._console.is_terminal:
             self._live = self._stack.enter_context(self._console.live())
 
+    def note(self, line: str) -> None:
+        """Show a line."""
+        self._console.say(line)
+
     def progress(self, number: int, progress: Progress) -> None:
         """Keep the last line of each trial."""
         if progress.phase != "resume":  # in which nothing has been measured

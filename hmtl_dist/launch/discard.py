@@ -7,14 +7,13 @@ from pathlib import Path
 
 from hmtl_dist.config.io import home
 from hmtl_dist.data.storage import open_storage
-from hmtl_dist.launch.folders import ADOPTED, RECORD, run_folder
+from hmtl_dist.launch.folders import ADOPTED, LOG, RECORD, run_folder
 from hmtl_dist.launch.lock import LOCK
 from hmtl_dist.launch.record import read_record
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import resolve
 from hmtl_dist.tracking.runs import finish_run
 
-LOG = "log.txt"
 _OWN = re.compile(rf"(checkpoints|rank-\d+)/|{re.escape(RECORD)}$|{re.escape(ADOPTED)}$")
 """What a run writes into its folder, but for lock and log; a sweep of the same name has files of its own there."""
 

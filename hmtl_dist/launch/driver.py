@@ -85,7 +85,7 @@ def drive(
         manifest = newest_manifest(checkpoints_folder(folder))
         if manifest and again == "unchanged":
             check_changes(manifest, config)
-        run = replace(_begin(config, folder, manifest, parent), callbacks=tuple(callbacks))
+        run = replace(_begin(config, folder, manifest, parent, say), callbacks=tuple(callbacks))
         try:
             write_record(config, run)
         except BaseException:  # Ctrl-C too: nothing was trained, and the MLflow run is not to look as if it went on
@@ -100,7 +100,13 @@ def drive(
         return _with_cost(finished, run.recording, price, time.monotonic() - begun, images)
 
 
-def _begin(config: RunConfig, folder: str, manifest: Mapping[str, Any] | None, parent: str | None) -> RunContext:
+def _begin(
+    config: RunConfig,
+    folder: str,
+    manifest: Mapping[str, Any] | None,
+    parent: str | None,
+    say: Callable[[str], None],
+) -> RunContext:
     """Find what the run was begun as, or begin it.
 
     A run that began while MLflow was away has no MLflow run in its first checkpoints, but in its record once it was
@@ -110,7 +116,7 @@ def _begin(config: RunConfig, folder: str, manifest: Mapping[str, Any] | None, p
     run_id = record.run_id or (read_entries(manifest).run_id if manifest else None)
     parent = record.parent or parent
     recording = resolve(config.tracking, run_id, known=record.tracking_uri)
-    return RunContext(folder, begin_recording(config, recording, parent), parent, attempt=record.attempt + 1)
+    return RunContext(folder, begin_recording(config, recording, parent, say), parent, attempt=record.attempt + 1)
 
 
 def _run(

@@ -7,6 +7,8 @@ from hmtl_dist.run_config import RunConfig
 
 RECORD = "run.json"
 """File of a run's folder: how it was started last."""
+LOG = "log.txt"
+"""File of a run's folder here: what everybody but the progress has printed."""
 ADOPTED = "adopted.txt"
 """File of a run's folder: the checkpoint of another run that it has taken last."""
 

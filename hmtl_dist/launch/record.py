@@ -1,6 +1,6 @@
 """What a run leaves in its folder when it starts: its configuration and MLflow run, so that it can go on by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,13 +41,16 @@ class Record(Section):
     """How often it was started."""
 
 
-def begin_recording(config: RunConfig, recording: Recording, parent: str | None) -> Recording:
+def begin_recording(
+    config: RunConfig, recording: Recording, parent: str | None, say: Callable[[str], None] = lambda line: None
+) -> Recording:
     """Return where a run is recorded, with the MLflow run that it was begun in, or a new one; None without MLflow.
 
     Args:
         config: As it was given.
         recording: Where it is recorded, and the MLflow run that it was begun in, if any.
         parent: MLflow run that a new one belongs to.
+        say: Called with why MLflow is not told yet, where it is not required.
 
     Raises:
         UserError: MLflow does not answer and is required; or its address is not usable.
@@ -59,6 +62,7 @@ def begin_recording(config: RunConfig, recording: Recording, parent: str | None)
         parent=parent,
         params=flatten(config),
         tags=code_tags() | config.tracking.tags,
+        say=say,
     )
     return recording.model_copy(update={"run_id": run_id})
 

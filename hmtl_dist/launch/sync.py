@@ -1,11 +1,13 @@
 """Bringing a run's record to MLflow after the run, when the server was away while it trained."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from hmtl_dist.config.addresses import start_it
+from hmtl_dist.config.io import home
 from hmtl_dist.errors import UserError
-from hmtl_dist.launch.folders import rank_folder, run_folder
+from hmtl_dist.launch.folders import LOG, rank_folder, run_folder
 from hmtl_dist.launch.lock import only_one
 from hmtl_dist.launch.record import Record, begin_recording, read_record, write_record
 from hmtl_dist.run_config import RunConfig
@@ -13,7 +15,7 @@ from hmtl_dist.tracking.config import resolve, tracking_uri
 from hmtl_dist.tracking.delivery import waiting
 from hmtl_dist.tracking.jsonl import JOURNAL
 from hmtl_dist.tracking.redact import redact
-from hmtl_dist.tracking.runs import run_url
+from hmtl_dist.tracking.runs import record_artifact, run_url
 from hmtl_dist.tracking.sink import MlflowSink, deliver_rest
 from hmtl_dist.train.base import RunContext
 
@@ -72,4 +74,30 @@ def sync_run(config: RunConfig, on_progress: Callable[[int, int], None]) -> Sync
             f"MLflow at {where} does not answer any more: {rest.left} of {before} events still wait in "
             f"{folder / JOURNAL}; the same command goes on from there"
         )
+    record_artifact(begun, home() / "runs" / config.name / LOG)
     return Synced(before - rest.refused, rest.refused, begun.run_id, run_url(begun, begun.run_id))
+
+
+def starts(config: RunConfig) -> int:
+    """Return how often a run was started from this machine."""
+    with suppress(UserError):  # of a record of another version
+        record = read_record(str(home() / "runs" / config.name))
+        return record.attempt if record else 0
+    return 0
+
+
+def record_log(config: RunConfig, before: int) -> None:
+    """Keep the log of a run's latest start in its MLflow run; never raises.
+
+    Nothing happens while MLflow lacks what the run recorded before: it is away, and `hmtl-dist sync` comes later.
+
+    Args:
+        config: As it was given.
+        before: Starts before this one; where it was refused there is none more, and its log is not the run's.
+    """
+    with suppress(UserError):
+        here = home() / "runs" / config.name
+        record = read_record(str(here))
+        if record is None or record.run_id is None or record.attempt <= before or undelivered(config):
+            return
+        record_artifact(resolve(config.tracking, record.run_id, known=record.tracking_uri), here / LOG)

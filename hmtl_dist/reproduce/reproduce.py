@@ -77,7 +77,7 @@ def reproduce(request: Request, *, say: Callable[[str], None], listen: Listener)
         planned = check(request.jobs())
         _provide_data(request.suite, [plan.job for plan in planned], say)
         tracking = _tracking(planned)
-        parent = _parent(tracking, request)
+        parent = _parent(tracking, request, say)
         tags = {"suite": request.name} | ({PARENT: parent} if parent else {})
 
         urls = {name: drawn_url(source) for name, source in request.suite.data.items()}
@@ -139,12 +139,12 @@ def _tracking(planned: Sequence[Planned]) -> TrackingConfig:
     return load_tree(RunConfig, job.recipe, job.overrides).tracking
 
 
-def _parent(tracking: TrackingConfig, request: Request) -> str | None:
+def _parent(tracking: TrackingConfig, request: Request, say: Callable[[str], None]) -> str | None:
     """Create the MLflow run that the suite's runs belong to, or find that of an earlier invocation."""
     file = request.folder / PARENT_FILE
     known = file.read_text(encoding="utf-8").strip() if file.exists() else None
     tags = code_tags() | {"suite": request.name, "title": request.suite.title}
-    run_id = create_run(tracking, name=f"reproduce {request.name}", known=known, tags=tags)
+    run_id = create_run(tracking, name=f"reproduce {request.name}", known=known, tags=tags, say=say)
     if run_id is not None:
         file.write_text(run_id, encoding="utf-8")
     return run_id

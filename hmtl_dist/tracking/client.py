@@ -59,9 +59,7 @@ def answering(config: TrackingConfig) -> Generator[None]:
         raise
     except Exception as error:  # whatever lies between here and the server
         said, remedy = trouble(tracking_uri(config), error)
-        raise UserError(
-            f"{said}; {remedy.replace(', correct tracking.uri', ', or correct MLFLOW_TRACKING_URI')}"
-        ) from error
+        raise UserError(f"{said}; {remedy.replace('tracking.uri', 'MLFLOW_TRACKING_URI')}") from error
 
 
 def trouble(uri: str, error: Exception) -> tuple[str, str]:
@@ -79,7 +77,7 @@ def trouble(uri: str, error: Exception) -> tuple[str, str]:
             f"{where} asks for a name and a password, and did not get the right ones (HTTP status 401)",
             "put them into ~/.mlflow/credentials, or into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         )
-    remedy = f"{start_it(uri)}, correct tracking.uri"
+    remedy = f"{start_it(uri)} or correct tracking.uri"
     if found := _ERRNO.search(text):  # what lies at the bottom of a pile of connections that failed
         return f"{where} does not answer ({found[1].strip().lower()})", remedy
     return f"{where} refuses or does not answer ({first_line(error)})", remedy

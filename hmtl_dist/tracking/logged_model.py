@@ -2,6 +2,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,15 @@ from hmtl_dist.tracking.redact import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
+    from hmtl_dist.inference.info import Origin
+
+EVAL = "eval/"
+DIGEST_LENGTH = 36
+"""Most characters that MLflow takes for a data set's digest; the whole one stands in its profile."""
+_NOT_IN_NAMES = re.compile(r"[/:.%\"']+")
+"""What MLflow does not take in a model's name."""
 CODE = "hmtl_dist.zip"
 """Our package's modules, in the model's folder `code`; `mlflow_model.py` imports them from there."""
 PACKAGES = (
@@ -43,25 +51,30 @@ def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folde
     """Make an MLflow model of a folder written by `inference.folder.write_model` and return its id.
 
     The model is code and safetensors (never a pickle), has a signature and an input example, and brings our own code
-    along. With `tracking.register_model` it becomes a new registered version, to which the alias moves. Done twice
-    with the same weights, the first model stays.
+    along. It is called like its run, and linked with the step, the figures and the data of its evaluation. With
+    `tracking.register_model` it becomes a new registered version, to which the alias moves. Done twice with the same
+    weights, the first model stays; what a killed delivery has left is removed.
     """
     from mlflow.entities import LoggedModelOutput
 
     from hmtl_dist.inference.folder import model_digest
+    from hmtl_dist.inference.info import read_info
 
     run = client.get_run(run_id)
     digest = model_digest(folder)
     model_id = _logged_model(client, run, digest)
     if model_id is None:
-        logged = client.create_logged_model(
-            run.info.experiment_id, name="model", source_run_id=run_id, tags={"digest": digest}
-        )
+        origin = read_info(folder).origin
+        name = _NOT_IN_NAMES.sub("-", run.info.run_name or "model")
+        tags = {"digest": digest} | ({"weights": origin.weights} if origin else {})
+        logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, tags=tags)
         model_id = logged.model_id
         with temporary_folder("model") as work:
             _save_pyfunc(work / "model", folder, run_id=run_id, model_id=model_id, uri=logged.artifact_location)
             client.log_model_artifacts(model_id, str(work / "model"))
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=origin.global_step if origin else 0)])
+        if origin:
+            client.log_batch(run_id, metrics=_metrics(client, run_id, model_id, origin))
         client.finalize_logged_model(model_id, "READY")
     if config.register_model:
         _register(client, config.register_model, config.register_alias, run_id, model_id)
@@ -69,13 +82,35 @@ def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folde
 
 
 def _logged_model(client: "MlflowClient", run: "Run", digest: str) -> str | None:
+    """Find the run's model of these weights, and remove those that were never finished."""
     from mlflow.entities import LoggedModelStatus
 
-    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    for model in models:
-        if model.tags.get("digest") == digest and model.status == LoggedModelStatus.READY:
-            return model.model_id
-    return None
+    found: str | None = None
+    for model in client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"):
+        if model.status != LoggedModelStatus.READY:
+            client.delete_logged_model(model.model_id)
+        elif model.tags.get("digest") == digest:
+            found = model.model_id
+    return found
+
+
+def _metrics(client: "MlflowClient", run_id: str, model_id: str, origin: "Origin") -> "list[Metric]":
+    """Return the figures of a model's evaluation as the run has them, linked with the model and its data set.
+
+    With the time at which the run got them, so that it has each of them once.
+    """
+    from mlflow.entities import Metric
+
+    digest = origin.test_set.digest[:DIGEST_LENGTH]
+    metrics: list[Metric] = []
+    for key in origin.metrics:
+        if not key.startswith(EVAL) or "/group/" in key or "/gap/" in key:
+            continue
+        for point in client.get_metric_history(run_id, key):
+            if point.step == origin.global_step:
+                told = (key, point.value, point.timestamp, point.step)
+                metrics.append(Metric(*told, model_id, origin.test_set.dataset, digest))
+    return metrics
 
 
 def _save_pyfunc(target: Path, folder: Path, *, run_id: str, model_id: str, uri: str) -> None:

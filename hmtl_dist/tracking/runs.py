@@ -3,15 +3,16 @@
 # pyright: reportMissingTypeStubs=false
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmtl_dist.errors import UserError
+from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.base import RunStatus
 from hmtl_dist.tracking.client import open_client, trouble
-from hmtl_dist.tracking.config import PARENT, TrackingConfig, tracking_uri
-from hmtl_dist.tracking.redact import first_line, redact, redact_named
+from hmtl_dist.tracking.config import PARENT, Recording, TrackingConfig, tracking_uri
+from hmtl_dist.tracking.redact import first_line, redact, redact_file, redact_named
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,6 +33,7 @@ def create_run(
     parent: str | None = None,
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> str | None:
     """Create the MLflow run of a training, or find the one that it was begun in, and return its id.
 
@@ -42,6 +44,7 @@ def create_run(
         parent: MLflow run that a new one belongs to.
         params: Parameters of a new one.
         tags: Notes on a new one.
+        say: Called with why MLflow is not told yet, where it is not required.
 
     Returns:
         None when tracking is off, or when MLflow does not answer, is not required and knows no such run yet: the
@@ -65,7 +68,9 @@ def create_run(
         said, remedy = trouble(uri, error)
         if config.required:
             raise UserError(f"{said}; {remedy}, or set tracking.required=false") from error
-        logger.warning("%s; until it does, this run is recorded in its journal only", said)
+        said = f"{said}; {remedy}; until then this run is recorded in its journal only"
+        logger.warning("%s", said)
+        say(said)
         return known  # of a run that goes on: what the journal holds is delivered to it later
     try:
         log_params(client, run_id, {key: redact_named(key, value) for key, value in (params or {}).items()})
@@ -111,6 +116,18 @@ def tag_run(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str])
             client.set_tag(run_id, key, redact_named(key, value))
     except Exception as error:  # noqa: BLE001 - a note is not worth a run
         logger.warning("MLflow: cannot set tags of run %s (%s)", run_id, first_line(error))
+
+
+def record_artifact(recording: Recording, file: Path) -> None:
+    """Keep a text file in a run, without secrets; never raises."""
+    if recording.run_id is None or not recording.enabled or not file.exists():
+        return
+    try:
+        with temporary_folder("artifact") as clean:
+            redact_file(file, clean / file.name)
+            open_client(recording).log_artifact(recording.run_id, str(clean / file.name))
+    except Exception as error:  # noqa: BLE001 - a note is not worth a run
+        logger.warning("MLflow: cannot keep %s of run %s (%s)", file.name, recording.run_id, first_line(error))
 
 
 def record_file(

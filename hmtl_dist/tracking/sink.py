@@ -17,7 +17,7 @@ from hmtl_dist.tracking.client import open_client, prepare_mlflow
 from hmtl_dist.tracking.config import Recording, TrackingConfig
 from hmtl_dist.tracking.delivery import MAX_VALUES, Delivery, lacking, rewind, waiting
 from hmtl_dist.tracking.jsonl import JOURNAL, Companion, Event, Journal, read_events
-from hmtl_dist.tracking.logged_model import log_model
+from hmtl_dist.tracking.logged_model import DIGEST_LENGTH, log_model
 from hmtl_dist.tracking.redact import first_line, is_text, redact_file
 from hmtl_dist.tracking.runs import finish_run, log_params
 from hmtl_dist.tracking.system import Monitor, SystemSampler
@@ -25,9 +25,6 @@ from hmtl_dist.tracking.system import Monitor, SystemSampler
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-DIGEST_LENGTH = 36
-"""Most characters that MLflow takes for a data set's digest; the whole one stands in its profile."""
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hmtl_dist.config.io import flatten
+from hmtl_dist.config.io import describe, flatten
 from hmtl_dist.data.stream.selection import Selection
 from hmtl_dist.inference.folder import write_model
 from hmtl_dist.run_config import RunConfig
@@ -67,6 +67,12 @@ class Recorder:
                 place = f"{source.url}/{source.split}"
                 profile = {"num_samples": source.chosen, "num_shards": source.shards, "draws": source.draws}
                 journal.dataset(source.dataset, source.digest, place, context, profile)
+        try:
+            recipe = self._rank_context.scratch / "config.yaml"
+            recipe.write_text(describe(config), encoding="utf-8")
+            journal.artifact(recipe)
+        except OSError as error:  # a full disk here must not cost a run whose checkpoints are elsewhere
+            logger.warning("cannot write the configuration for MLflow: %s", error)
         return journal
 
     def confusions(self, evaluation: Evaluation, step: int, tracker: Tracker) -> None:

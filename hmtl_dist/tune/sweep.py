@@ -72,6 +72,9 @@ class Onlooker:
     def begin(self, title: str, book: Book, concurrency: int, seconds: float, hours: float | None) -> None:
         """Called when Ray is there: the trials, how many at a time, the seconds spent and the hours allowed."""
 
+    def note(self, line: str) -> None:
+        """Called with what the user should know."""
+
     def progress(self, number: int, progress: Progress) -> None:
         """Called with every line of progress of a trial."""
 
@@ -152,7 +155,8 @@ class _Sweep:
         facts |= {key: value for key, value in request.settings().items() if key.startswith("space.")}
         facts |= {f"space.budget.{key}": one_line(value) for key, value in request.space.budget}
         tags = code_tags() | {"sweep": request.name, "kind": "sweep"}
-        parent = create_run(self._tracking, name=request.name, known=self._state.parent, params=facts, tags=tags)
+        known, say = self._state.parent, self._onlooker.note
+        parent = create_run(self._tracking, name=request.name, known=known, params=facts, tags=tags, say=say)
         self._state = self._state.model_copy(update={"parent": parent})
         self._ledger.write_state(self._state)
         return parent

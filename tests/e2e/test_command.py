@@ -20,6 +20,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from hmtl_dist.config.io import load_tree
+from hmtl_dist.run_config import RunConfig
 from tests.e2e.drawn import STEPS_PER_EPOCH, draw, tree, weights
 from tests.processes import kill_all
 from tests.servers import S3Server
@@ -230,6 +232,35 @@ def test_the_model_loads_elsewhere_and_predicts(trained: Trained) -> None:
     rows, *columns = done.stdout.split()
     assert rows == "2"
     assert any(column.startswith("expression") for column in columns)
+
+
+def test_the_model_is_called_like_its_run_and_linked_with_step_figures_and_data(trained: Trained) -> None:
+    run, client = trained.run, trained.client
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert (model.name, model.tags["weights"]) == ("whole", "last")
+    assert run.outputs is not None
+    assert run.inputs is not None
+    last = max(metric.step for metric in client.get_metric_history(run.info.run_id, "eval/expression/accuracy"))
+    assert [(output.model_id, output.step) for output in run.outputs.model_outputs] == [(model.model_id, last)]
+    found = {metric.key: (metric.value, metric.step) for metric in model.metrics or ()}
+    assert found["eval/expression/accuracy"] == (run.data.metrics["eval/expression/accuracy"], last)
+    assert found.keys() >= {"eval/gender/accuracy", "eval/puzzling/accuracy"}
+    digests = {given.dataset.digest for given in run.inputs.dataset_inputs if given.tags[0].value == "evaluation"}
+    assert {(metric.dataset_name, metric.dataset_digest) for metric in model.metrics or ()} == {
+        ("drawn", digest) for digest in digests
+    }
+    for key in found:  # linking adds no second value
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+        assert len(steps) == len(set(steps))
+
+
+def test_configuration_and_log_are_artifacts(trained: Trained, tmp_path: Path) -> None:
+    assert set(trained.artifacts("")) >= {"config.yaml", "log.txt"}
+    client, run_id = cast("Any", trained.client), trained.run.info.run_id
+    recipe = client.download_artifacts(run_id, "config.yaml", str(tmp_path))
+    known = load_tree(RunConfig, recipe, ())
+    assert (known.name, known.train.epochs, known.model.backbone) == ("whole", 2, "test_efficientnet")
+    assert Path(client.download_artifacts(run_id, "log.txt", str(tmp_path))).stat().st_size > 0
 
 
 def test_the_secret_key_is_nowhere(trained: Trained, s3: S3Server) -> None:

@@ -288,8 +288,21 @@ def test_mlflow_server_that_is_down_and_required(train_fails: Fails) -> None:
     message = train_fails("tracking.enabled=true", "tracking.required=true", f"tracking.uri={NOBODY}")
     assert message.startswith(f"MLflow at {NOBODY} does not answer ")
     assert message.endswith(
-        "start it (`hmtl-dist services start`), correct tracking.uri, or set tracking.required=false"
+        "start it (`hmtl-dist services start`) or correct tracking.uri, or set tracking.required=false"
     )
+
+
+@pytest.mark.nightly
+def test_mlflow_server_that_is_down_is_told_at_the_start_and_at_the_end(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    away = ("tracking.enabled=true", f"tracking.uri={NOBODY}", "tracking.close_seconds=1")
+    assert CliRunner().invoke(app, ["train", str(recipe), "name=alone", *away]).exit_code == 0
+    said = capfd.readouterr()
+    first = said.out.splitlines()[1]
+    assert first.startswith(f"MLflow at {NOBODY} does not answer (connection refused); start it ")
+    assert first.endswith("until then this run is recorded in its journal only")
+    assert said.err.endswith(" events wait for MLflow; `hmtl-dist sync alone` delivers them\n")
 
 
 # --- runs --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What is recorded arrives in a real MLflow server once and in order, whatever happens to the server or the run."""
 
+import http.server
 import logging
 import signal
 import subprocess
@@ -364,6 +365,42 @@ def test_without_a_server_a_run_starts_in_bounded_time_and_writes_its_journal(
     assert config.run_id is None
     assert "recorded in its journal only" in caplog.text
     assert waited < 8.0
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    """A server that is no MLflow, or lets nobody in."""
+
+    status = 401
+
+    def do_GET(self) -> None:
+        self.send_error(self.status)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "asks for a name and a password, and did not get the right ones (HTTP status 401); put them into "),
+        (404, "refuses or does not answer ("),
+    ],
+)
+def test_a_server_that_refuses_is_told_before_anything_is_trained(
+    status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Refusing, "status", status)
+    told: list[str] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        assert create_run(TrackingConfig(uri=uri), name="run", say=told.append) is None
+        server.shutdown()
+    (line,) = told
+    assert line.startswith(f"MLflow at {uri} {said}")
+    assert line.endswith("; until then this run is recorded in its journal only")
 
 
 def test_a_run_that_goes_on_keeps_its_id_while_the_server_is_away() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelStatus
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load
@@ -152,8 +153,11 @@ def recorded(
     config = TrackingConfig(
         uri=mlflow_server, experiment="models", system_metrics=False, register_model="faces", register_alias="tested"
     )
-    recording = resolve(config, create_run(config, name="run"))
+    recording = resolve(config, create_run(config, name="a run: v1.0"))
+    client = MlflowClient(recording.uri)
+    experiment = client.get_run(str(recording.run_id)).info.experiment_id
     for _ in range(2):
+        client.create_logged_model(experiment, name="torn", source_run_id=recording.run_id)  # by a delivery that died
         tracker = open_tracker(recording, tmp_path_factory.mktemp("scratch"))
         tracker.model(trained[1])
         tracker.close("FINISHED")
@@ -270,6 +274,12 @@ print(list(answer.columns))
     *_, file, columns = done.stdout.splitlines()
     assert file == f"{stored}/code/hmtl_dist.zip/hmtl_dist/inference/predictor.py"
     assert columns == str(COLUMNS)
+
+
+def test_a_run_has_one_model_which_is_called_like_it(recorded: Recording) -> None:
+    client = MlflowClient(recorded.uri)
+    (model,) = client.search_logged_models([client.get_run(str(recorded.run_id)).info.experiment_id])
+    assert (model.name, model.source_run_id, model.status) == ("a run- v1-0", recorded.run_id, LoggedModelStatus.READY)
 
 
 def test_the_same_model_is_registered_once(recorded: Recording) -> None:
