@@ -101,6 +101,10 @@ def torn_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(text[: len(text) // 2])
 
 
+def bottomless_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 100_000)
+
+
 def altered_manifest(folder: Path) -> None:
     sealed = json.loads((folder / "manifest.json").read_text())
     sealed["content"]["counters"]["global_step"] += 1
@@ -129,7 +133,15 @@ def newest(url: str) -> str:
     return found[0]
 
 
-DAMAGES = [no_manifest, torn_manifest, altered_manifest, missing_file, truncated_file, flipped_byte]
+DAMAGES = [
+    no_manifest,
+    torn_manifest,
+    bottomless_manifest,
+    altered_manifest,
+    missing_file,
+    truncated_file,
+    flipped_byte,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -169,7 +181,7 @@ def test_where_none_is_whole_they_are_named_and_nothing_begins_anew(
     assert told.endswith("begin anew by `train` with --restart")
 
 
-@pytest.mark.parametrize("damage", [torn_manifest, altered_manifest])
+@pytest.mark.parametrize("damage", [torn_manifest, bottomless_manifest, altered_manifest])
 def test_where_no_manifest_can_be_read_nothing_begins_anew(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     damage(Path(save(str(tmp_path), 3)))
     with pytest.raises(DamagedCheckpointError, match=r"^no checkpoint in .* is whole: checkpoint .*/step-00000003 is "):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from hmtl_dist.data.storage import open_storage
 from hmtl_dist.engine.checkpoint import load_checkpoint, newest_manifest
@@ -181,6 +182,33 @@ def test_a_run_killed_during_a_checkpoint_goes_on_from_the_one_before(
     run("torn", url, steps.append, storage)
     assert steps[0] == EVERY + 1
     assert stored(storage, "torn") == whole
+
+
+def test_a_run_killed_before_its_first_checkpoint_goes_on_in_its_mlflow_run(
+    url: str, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    recorded = {"enabled": True, "uri": store, "system_metrics": False, "model": False}
+    late = SAVES | {"checkpoint_every_steps": None, "checkpoint_every_epochs": 5}
+    sections = tree(url, tasks=TASKS, train=late, launch={"kind": "local"}, tracking=recorded)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(sections, sort_keys=False))
+    words = [sys.executable, "-m", "hmtl_dist", "train", str(tmp_path / "recipe.yaml"), "name=early"]
+    folder = tmp_path / "home" / "runs" / "early"
+    journal = folder / "rank-0" / "journal.jsonl"
+    with subprocess.Popen(words, env=environment(tmp_path), stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: journal.exists() and "train/loss/total" in journal.read_text(), 120)
+        process.kill()
+    assert not [*folder.glob("checkpoints/*/manifest.json")]
+    subprocess.run(words, env=environment(tmp_path), stdout=subprocess.DEVNULL, check=True)
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("hmtl_dist")
+    assert experiment is not None
+    (recorded_run,) = client.search_runs([experiment.experiment_id])
+    assert recorded_run.info.status == "FINISHED"
+    history = client.get_metric_history(recorded_run.info.run_id, "train/loss/total")
+    assert sorted(metric.step for metric in history) == list(range(1, STEPS + 1))
+    assert weights(str(folder / "checkpoints" / f"step-{STEPS:08d}")) == whole
 
 
 # --- storage that fails ------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import pytest
 from tests.faults.mutants import MUTANTS, REPOSITORY, Mutant
 
 TABLE = REPOSITORY / "docs" / "reliability.md"
+MET = {"R": 13, "U": 11, "D": 16}
+"""How many kinds of trouble the second table tells of: with runs, in first hours, with data."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,20 @@ def test_every_row_says_everything_and_its_test_exists(number: int) -> None:
     assert all((row.fault, row.seen, row.lost, row.time))
     file, name = names(row)
     assert f"\ndef {name}(" in (REPOSITORY / "tests" / file).read_text()
+
+
+def test_every_kind_of_trouble_has_a_row_whose_test_exists() -> None:
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in TABLE.read_text().splitlines()
+        if re.match(r"\| *[RUD]\d+ *\|", line)
+    ]
+    assert [name for name, *_ in cells] == [f"{kind}{n + 1}" for kind, most in MET.items() for n in range(most)]
+    for _, met, seen, test in cells:
+        assert met
+        assert seen
+        file, name = test.strip("`").split("::")
+        assert f"\ndef {name}(" in (REPOSITORY / "tests" / file).read_text()
 
 
 def test_what_is_said_to_be_taken_out_has_a_mutant_that_names_the_test_of_its_row() -> None:

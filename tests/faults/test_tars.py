@@ -80,7 +80,7 @@ def test_a_tar_that_is_not_whole_is_one_line_and_no_smaller_set(
     assert f"{tar} is damaged or no tar: " in complaint(tar.parent)
 
 
-@pytest.mark.parametrize("labels", ["{broken", "\x00\x01", '{"mood": "cal'])
+@pytest.mark.parametrize("labels", ["{broken", "\x00\x01", '{"mood": "cal', "[" * 100_000])
 def test_labels_that_are_no_json_name_their_file(tmp_path: Path, labels: str) -> None:
     tar = write(tmp_path / "set", labels)
     assert f"{tar}: 000002.json is no JSON" in complaint(tar.parent)
