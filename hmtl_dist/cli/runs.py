@@ -58,9 +58,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one: how far it came, its metrics, its checkpoints, and how it goes on."""
-    from hmtl_dist.config.io import home
     from hmtl_dist.console import Console
     from hmtl_dist.engine.checkpoint import checkpoint_at, complete_steps
+    from hmtl_dist.launch.folders import log_file
     from hmtl_dist.launch.kept import find_runs
     from hmtl_dist.train.saving import checkpoints_folder
 
@@ -83,7 +83,7 @@ def show(
             console.say(f"checkpoint  {checkpoint_at(checkpoints, step)}")
         if run.url:
             console.say(f"MLflow      {run.url}")
-        console.say(f"log         {home() / 'runs' / run.name / 'log.txt'}")
+        console.say(f"log         {log_file(run.name)}")
         console.say(f"size        {num_bytes_as_text(run.num_bytes)} here")
         if run.status not in ("finished", "training"):
             console.say(f"goes on by  hmtl-dist resume {run.name}")

@@ -98,14 +98,14 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Deliver to MLflow what a run recorded while the server was away."""
-    from hmtl_dist.config.io import home
     from hmtl_dist.console import Console
+    from hmtl_dist.launch.folders import log_file
     from hmtl_dist.launch.record import load_run
     from hmtl_dist.launch.sync import sync_run
     from hmtl_dist.tracking.redact import redact
 
     config = load_run(run_name, overrides or ())
-    log = home() / "runs" / config.name / "log.txt"
+    log = log_file(config.name)
     with Console() as console:
         with console.capture(log, redact), console.counted("sync events", quiet=as_json) as show:
             synced = sync_run(config, show)
@@ -221,12 +221,12 @@ def run(config: "RunConfig", console: "Console", *, quiet: bool = False, again: 
 
 
 def _run(config: "RunConfig", console: "Console", *, quiet: bool, again: "Again") -> "Finished":
-    from hmtl_dist.config.io import home
     from hmtl_dist.data.storage.waits import WaitNotice
     from hmtl_dist.launch.driver import drive
+    from hmtl_dist.launch.folders import log_file
     from hmtl_dist.tracking.redact import redact
 
-    log = home() / "runs" / config.name / "log.txt"
+    log = log_file(config.name)
     with console.capture(log, redact):
         if quiet:
             return drive(config, lambda step: None, again=again)

@@ -144,6 +144,7 @@ def _tell_plan(request: "Request", console: "Console", *, as_json: bool) -> None
     import os
 
     from hmtl_dist.console import duration
+    from hmtl_dist.launch.ray_cluster import cluster_address
     from hmtl_dist.tune.analysis import shown
     from hmtl_dist.tune.ledger import Ledger
     from hmtl_dist.tune.request import estimate
@@ -157,7 +158,7 @@ def _tell_plan(request: "Request", console: "Console", *, as_json: bool) -> None
         drawn.append(record)
     rates = [record.samples_per_second for record in known if record.samples_per_second]
     cost = estimate(request, sum(rates) / len(rates) if rates else None)
-    elsewhere = launch.address or os.environ.get("RAY_ADDRESS")
+    elsewhere = cluster_address(launch)
     here = places([{"CPU": len(os.sched_getaffinity(0)), "GPU": _gpus()}], launch)
     at_once = max(1, min(space.concurrency or max(here, 1), space.num_trials))
     per_epoch, total = request.steps

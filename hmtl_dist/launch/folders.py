@@ -13,6 +13,11 @@ ADOPTED = "adopted.txt"
 """File of a run's folder: the checkpoint of another run that it has taken last."""
 
 
+def log_file(name: str) -> Path:
+    """Return the log of a run of this name on this machine."""
+    return home() / "runs" / name / LOG
+
+
 def run_folder(config: RunConfig) -> str:
     """Return the `s3://` URL or absolute path of the run's folder, where its checkpoints are.
 

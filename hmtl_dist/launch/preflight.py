@@ -3,8 +3,7 @@
 configuration, indexes of the data  ->  selections  ->  plan, tasks, groups, figures  ->  a model without memory
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hmtl_dist.data.config import DataConfig
 from hmtl_dist.data.dataset.index import NoDataError
@@ -15,12 +14,13 @@ from hmtl_dist.data.stream.selection import Selection, open_training
 from hmtl_dist.engine.optim import check_device_fits, check_optimizer_fits
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.local import check_local
-from hmtl_dist.launch.ray_cluster import check_own_gpus
+from hmtl_dist.launch.ray_cluster import check_own_gpus, cluster_address
 from hmtl_dist.model.fits import check_frozen, check_model
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tasks.base import CLEAN, LinearHead, SingleRank, Task
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.registry import build_tasks
+from hmtl_dist.tasks.supervised import SupervisedTask
 from hmtl_dist.train.groups import check_monitored, groupings_of
 from hmtl_dist.train.initial import check_initial
 from hmtl_dist.train.streams import evaluation_of, make_plan
@@ -36,7 +36,7 @@ def check(config: RunConfig) -> None:
         UserError: It cannot.
     """
     launch = config.launch
-    elsewhere = launch.kind == "ray" and bool(launch.address or os.environ.get("RAY_ADDRESS"))
+    elsewhere = launch.kind == "ray" and cluster_address(launch) is not None
     if launch.kind == "local":
         config = check_local(config)
     elif not elsewhere:
@@ -44,13 +44,14 @@ def check(config: RunConfig) -> None:
     check_parts(config, elsewhere=elsewhere)
 
 
-def check_parts(config: RunConfig, *, elsewhere: bool = False) -> list[Task]:
+def check_parts(config: RunConfig, *, elsewhere: bool = False, training: Selection | None = None) -> list[Task]:
     """See that data, tasks, figures and model of a run fit together.
 
     Args:
         config: The resolved configuration.
         elsewhere: Its workers are on other machines, which read the data with credentials of their own: what this one
             cannot reach is left to them.
+        training: What is trained on, if it is opened already.
 
     Returns:
         The tasks, without frozen networks; none where the data could not be read.
@@ -61,7 +62,7 @@ def check_parts(config: RunConfig, *, elsewhere: bool = False) -> list[Task]:
     check_optimizer_fits(config.optim, config.engine)
     check_device_fits(config.engine, "cuda" if config.launch.gpus_per_worker else "cpu")
     with storage_settings(config.storage):
-        opened = _opened(config, elsewhere=elsewhere)
+        opened = _opened(config, training, elsewhere=elsewhere)
         if opened is None:
             heads, wiring = {name: LinearHead(1) for name in config.tasks}, dict.fromkeys(config.tasks, (CLEAN,))
             check_model(config.model, heads, wiring, image_size=config.data.image_size, pictures=_pictures(config))
@@ -72,7 +73,8 @@ def check_parts(config: RunConfig, *, elsewhere: bool = False) -> list[Task]:
         plan = make_plan(config, training, shuffle=True)
         if config.launch.num_workers != "auto":
             plan.rank_lanes(0, config.launch.num_workers)
-        tasks = tasks_of(config, header)
+        fields = config.data.wanted(header.fields)
+        tasks = build_tasks(config.tasks, fields, header.label_counts, {}, config.data.image_size)
         _check_classes(tasks, header)
         if evaluation is not None:
             groupings_of(config, evaluation.header.fields, tasks)
@@ -86,32 +88,25 @@ def check_parts(config: RunConfig, *, elsewhere: bool = False) -> list[Task]:
     return tasks
 
 
-def tasks_of(config: RunConfig, header: IndexHeader) -> list[Task]:
-    """Build the tasks of a run, for which no network is needed: those that compare features lack theirs.
-
-    Raises:
-        UserError: The data have not the labels that they learn.
-    """
-    data = config.data
-    return build_tasks(config.tasks, data.wanted(header.fields), header.label_counts, {}, data.image_size)
-
-
-def _opened(config: RunConfig, *, elsewhere: bool) -> tuple[Selection, Selection | None] | None:
+def _opened(
+    config: RunConfig, training: Selection | None, *, elsewhere: bool
+) -> tuple[Selection, Selection | None] | None:
     """Open what is trained and evaluated on; None where only other machines can.
 
     Large sets are opened whole, for which the headers are enough; a fold to evaluate on is then not known.
     """
+    data = config.data
     try:
-        whole = config.data.model_copy(update={"subset": 1.0, "folds": None, "fold": 0, "balance": None})
-        training = open_training(whole)
-        if whole == config.data or training.header.num_samples <= FEW_SAMPLES:
-            training = training if whole == config.data else open_training(config.data)
+        if training is not None:
             return training, evaluation_of(config, training.header.fields)
-        if config.data.folds is not None:
-            return training, None
-        return training, evaluation_of(config, training.header.fields)
+        whole = data.model_copy(update={"subset": 1.0, "folds": None, "fold": 0, "balance": None})
+        training = open_training(whole)
+        few = training.header.num_samples <= FEW_SAMPLES
+        if few and whole != data:
+            training = open_training(data)
+        return training, evaluation_of(config, training.header.fields) if few or data.folds is None else None
     except UserError as error:
-        if not elsewhere or (isinstance(error, NoDataError) and _is_shared(config.data)):
+        if not elsewhere or (isinstance(error, NoDataError) and _is_shared(data)):
             raise
         return None
 
@@ -130,13 +125,13 @@ def _pictures(config: RunConfig) -> int:
 
 def _check_classes(tasks: Sequence[Task], header: IndexHeader) -> None:
     """See that there is something to tell apart in what is trained on."""
-    counts: Mapping[str, Sequence[int]] = header.label_counts
     for task in tasks:
-        for label in getattr(task, "labels", ()):
-            seen = [
-                name for name, count in zip(header.fields[label].classes, counts.get(label, ()), strict=False) if count
-            ]
-            if label in counts and len(seen) < 2:
+        for label in task.labels if isinstance(task, SupervisedTask) else ():
+            counts = header.label_counts.get(label)
+            if not counts:  # an index of before, or a number
+                continue
+            seen = [name for name, count in zip(header.fields[label].classes, counts, strict=False) if count]
+            if len(seen) < 2:
                 there = f"only '{seen[0]}'" if seen else "none of its classes"
                 raise UserError(
                     f"tasks.{task.name}: the pictures that are trained on have {there} as '{label}': there is nothing "

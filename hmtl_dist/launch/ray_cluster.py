@@ -23,7 +23,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import TrainingError, one_line
 from hmtl_dist.launch.ray_token import find_token
 from hmtl_dist.run_config import LaunchConfig
-from hmtl_dist.temporary import temporary_folder
+from hmtl_dist.temporary import PREFIX, temporary_folder
 
 ANSWER_SECONDS = 10.0
 """How long a cluster may take to answer at all."""
@@ -84,6 +84,11 @@ class Cluster:
             )
 
 
+def cluster_address(launch: LaunchConfig) -> str | None:
+    """Return where the cluster is that a run joins, None where it starts a Ray of its own."""
+    return launch.address or os.environ.get("RAY_ADDRESS") or None
+
+
 @contextmanager
 def ray_cluster(launch: LaunchConfig, *, num_cpus: int | None = None) -> Generator[Cluster]:
     """Be connected to Ray: to the cluster that is named, or to an own one that ends with the block.
@@ -95,7 +100,7 @@ def ray_cluster(launch: LaunchConfig, *, num_cpus: int | None = None) -> Generat
     Raises:
         UserError: The cluster is missing or closed, or this machine lacks GPUs.
     """
-    address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = cluster_address(launch) or "local"
     given = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     _set_variables(own=address == "local")
     import ray
@@ -122,7 +127,7 @@ def ray_cluster(launch: LaunchConfig, *, num_cpus: int | None = None) -> Generat
                 del os.environ[name]  # an own Ray's token is no other cluster's
             os.environ.update(given)
             if keep:
-                kept = scratch.rename(scratch.with_name(scratch.name.replace("hmtl_tmp-ray-", "hmtl_ray_logs-")))
+                kept = scratch.rename(scratch.with_name(scratch.name.replace(f"{PREFIX}ray-", "hmtl_ray_logs-")))
                 print(f"Ray's own logs are kept in {kept}", flush=True)  # noqa: T201  (goes to the run's log)
 
 

@@ -139,7 +139,7 @@ def send(address: str, words: Sequence[str], files: Mapping[str, str]) -> str:
     job_id = f"hmtl-{words[0]}-{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
     with temporary_folder("job") as folder:
         pack(folder, files)
-        runtime_env = {"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        runtime_env = {"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
         entrypoint = shlex.join(["python", "-m", "hmtl_dist", *words])
         try:
             _client(address).submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env)

@@ -5,9 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from hmtl_dist.config.addresses import start_it
-from hmtl_dist.config.io import home
 from hmtl_dist.errors import UserError
-from hmtl_dist.launch.folders import LOG, rank_folder, run_folder
+from hmtl_dist.launch.folders import log_file, rank_folder, run_folder
 from hmtl_dist.launch.lock import only_one
 from hmtl_dist.launch.record import Record, begin_recording, read_record, write_record
 from hmtl_dist.run_config import RunConfig
@@ -74,14 +73,14 @@ def sync_run(config: RunConfig, on_progress: Callable[[int, int], None]) -> Sync
             f"MLflow at {where} does not answer any more: {rest.left} of {before} events still wait in "
             f"{folder / JOURNAL}; the same command goes on from there"
         )
-    record_artifact(begun, home() / "runs" / config.name / LOG)
+    record_artifact(begun, log_file(config.name))
     return Synced(before - rest.refused, rest.refused, begun.run_id, run_url(begun, begun.run_id))
 
 
 def starts(config: RunConfig) -> int:
     """Return how often a run was started from this machine."""
     with suppress(UserError):  # of a record of another version
-        record = read_record(str(home() / "runs" / config.name))
+        record = read_record(str(log_file(config.name).parent))
         return record.attempt if record else 0
     return 0
 
@@ -96,8 +95,8 @@ def record_log(config: RunConfig, before: int) -> None:
         before: Starts before this one; where it was refused there is none more, and its log is not the run's.
     """
     with suppress(UserError):
-        here = home() / "runs" / config.name
-        record = read_record(str(here))
+        log = log_file(config.name)
+        record = read_record(str(log.parent))
         if record is None or record.run_id is None or record.attempt <= before or undelivered(config):
             return
-        record_artifact(resolve(config.tracking, record.run_id, known=record.tracking_uri), here / LOG)
+        record_artifact(resolve(config.tracking, record.run_id, known=record.tracking_uri), log)

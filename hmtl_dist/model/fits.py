@@ -74,8 +74,10 @@ def check_frozen(tasks: Mapping[str, TaskConfig], model: ModelConfig, image_size
     """
     for name, task in tasks.items():
         wanted = task.frozen_network()
-        network = None if wanted is None else model.backbone if is_ours(wanted) else wanted.source
-        if wanted is None or network is None or is_from_hub(network):
+        if wanted is None:
+            continue
+        network = model.backbone if is_ours(wanted) else wanted.source
+        if is_from_hub(network):
             continue
         attempt = partial(_run_frozen, f"tasks.{name}", wanted, model)
         trouble = _trouble(partial(attempt, image_size))

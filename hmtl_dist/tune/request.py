@@ -99,7 +99,7 @@ class Request:
         from hmtl_dist.launch.preflight import check_parts
         from hmtl_dist.train.groups import check_monitored
 
-        tasks = check_parts(self.config)
+        tasks = check_parts(self.config, training=self.selection)
         bounded = [
             (f"constraints.{number}.metric", bound.metric) for number, bound in enumerate(self.space.constraints)
         ]

@@ -1,7 +1,8 @@
 """The same picture with different labels: one of them is wrong, and no reader of the set can tell which."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,29 +20,52 @@ Row = tuple[ShardIndex, int, int]
 def find_conflicts(url: str) -> list[str]:
     """Name the pairs of samples of a data set that are the same picture, byte by byte, and have different labels.
 
-    Only the side tables are read.
+    Only the side tables are read, each once but for those of the samples that are named.
 
     Raises:
         UserError: a side table is missing or damaged.
     """
     indexes = [open_index(url, split) for split in open_dataset(url).splits]
     shards = [(index, shard) for index in indexes for shard in range(len(index))]
+    if not shards:
+        return []
     with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="conflicts") as pool:
-        digests = list(pool.map(_digests, shards))
-    starts = np.concatenate([[0], np.cumsum([len(each) for each in digests])])
-    every = np.concatenate(digests) if digests else np.empty(0, dtype=np.uint64)
+        tables = list(pool.map(_columns, shards))
+    digests = np.concatenate([digest for digest, _ in tables])
+    pairs = same_pairs(digests)
+    differ = np.zeros(len(pairs), dtype=np.bool_)
+    for name in indexes[0].header.fields:  # numbered alike in all splits of a set
+        one, other = np.concatenate([labels[name] for _, labels in tables])[pairs].T
+        differ |= _is_there(one) & _is_there(other) & (one != other)
+    row_of = locator(shards, [len(digest) for digest, _ in tables])
+    told = (conflict_of(row_of(one), row_of(other)) for one, other in pairs[differ].tolist())
+    return [one for one in told if one is not None]
+
+
+def locator(shards: Sequence[tuple[ShardIndex, int]], sizes: Sequence[int]) -> Callable[[int], Row]:
+    """Return what finds the row of a sample by its number, counted through all shards.
+
+    Args:
+        shards: an index and a shard of it, each.
+        sizes: samples of each.
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)])
 
     def row_of(number: int) -> Row:
         place = int(np.searchsorted(starts, number, side="right")) - 1
         return (*shards[place], number - int(starts[place]))
 
-    pairs = [(row_of(one), row_of(other)) for one, other in same_pairs(every).tolist()]
-    return [told for one, other in pairs if (told := conflict_of(one, other)) is not None]
+    return row_of
 
 
-def _digests(shard: tuple[ShardIndex, int]) -> NDArray[np.uint64]:
+def _columns(shard: tuple[ShardIndex, int]) -> tuple[NDArray[np.uint64], Mapping[str, NDArray[Any]]]:
     index, number = shard
-    return index.samples(number).digest
+    table = index.samples(number)
+    return table.digest, table.labels
+
+
+def _is_there(values: NDArray[Any]) -> NDArray[np.bool_]:
+    return ~np.isnan(values) if values.dtype.kind == "f" else values >= 0
 
 
 def conflict_of(one: Row, other: Row) -> str | None:

@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmtl_dist.data.dataset.conflicts import Row, conflict_of, name_of
+from hmtl_dist.data.dataset.conflicts import conflict_of, locator, name_of
 from hmtl_dist.data.dataset.duplicates import BANDS, near_pairs, same_pairs
 from hmtl_dist.data.dataset.index import SampleTable, ShardIndex, open_dataset, open_index
 from hmtl_dist.data.dataset.pool import run_tasks
@@ -248,7 +248,6 @@ def _add_pairs(report: VerifyReport, checked: Sequence[_Checked], places: Sequen
         return
     number = {place: order for order, place in enumerate(places)}
     sizes = [len(shard.digests) for shard in checked]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
     splits = np.repeat([number[shard.task.place] for shard in checked], sizes)
     names = np.array([place.split for place in places])
     digests = np.concatenate([shard.digests for shard in checked])
@@ -256,21 +255,17 @@ def _add_pairs(report: VerifyReport, checked: Sequence[_Checked], places: Sequen
     near = readable[near_pairs(np.concatenate([shard.looks for shard in checked])[readable])]
     near = near[digests[near[:, 0]] != digests[near[:, 1]]]
 
-    def row_of(number: int) -> Row:
-        shard = int(np.searchsorted(starts, number, side="right")) - 1
-        task = checked[shard].task
-        return _index(task.place), task.shard, number - int(starts[shard])
-
-    same = same_pairs(digests)
+    row_of = locator([(_index(shard.task.place), shard.task.shard) for shard in checked], sizes)
     for pairs, across, within in (
-        (same, report.same_across, report.same_within),
+        (same_pairs(digests), report.same_across, report.same_within),
         (near, report.near_across, report.near_within),
     ):
         for one, other in pairs.tolist():
+            first, second = row_of(one), row_of(other)
             apart = names[splits[one]] != names[splits[other]]
-            (across if apart else within).append(Pair(name_of(row_of(one)), name_of(row_of(other))))
-    found = (conflict_of(row_of(one), row_of(other)) for one, other in same.tolist())
-    report.conflicts += [conflict for conflict in found if conflict is not None]
+            (across if apart else within).append(Pair(name_of(first), name_of(second)))
+            if pairs is not near and (conflict := conflict_of(first, second)) is not None:
+                report.conflicts.append(conflict)
 
 
 def to_json(report: VerifyReport) -> Mapping[str, object]:
