@@ -8,16 +8,15 @@ from typing import Any, get_args
 from torch import Tensor
 
 from hmtl_dist.config.io import home
-from hmtl_dist.data.storage import open_storage
 from hmtl_dist.engine.base import EngineState
-from hmtl_dist.engine.checkpoint import MANIFEST, checkpoint_at, load_checkpoint, load_newest
+from hmtl_dist.engine.checkpoint import checkpoint_at, load_checkpoint
 from hmtl_dist.errors import UserError
 from hmtl_dist.inference.info import Weights
 from hmtl_dist.run_config import TrainConfig
 from hmtl_dist.train.best import BEST_STEP
 from hmtl_dist.train.evaluate import Evaluation
 from hmtl_dist.train.parts import evaluate_state
-from hmtl_dist.train.saving import OBJECTIVE, checkpoints_folder, saved_config, saved_fields
+from hmtl_dist.train.saving import OBJECTIVE, find_checkpoint, read_entries, saved_config
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def evaluate_run(
     """
     chosen = load_weights(run, weights)
     checkpoint, manifest = chosen.checkpoint, chosen.manifest
-    config = saved_config(manifest)
+    config, entries = saved_config(manifest), read_entries(manifest)
     changes: dict[str, str | None] = {"eval_split": split} if split is not None else {}
     if data is not None:
         changes |= {"url": data, "eval_url": None}
@@ -75,7 +74,8 @@ def evaluate_run(
         config,
         chosen.state,
         chosen.extras[OBJECTIVE],
-        saved_fields(manifest),
+        entries.fields,
+        entries.label_counts,
         strict_groups=groups is not None,
         on_progress=on_progress,
     )
@@ -122,9 +122,7 @@ def load_run(run: str) -> tuple[str, EngineState, dict[str, dict[str, Tensor]], 
     """
     if "://" not in run and "/" not in run and not Path(run).is_dir():
         run = str(home() / "runs" / run)
-    if open_storage(run).exists(MANIFEST):
-        return (run, *load_checkpoint(run))
-    found = load_newest(checkpoints_folder(run)) or load_newest(run)
+    found = find_checkpoint(run)
     if found is None:
         raise UserError(f"{run}: no run and no complete checkpoint there; `ls {home() / 'runs'}` shows the runs")
     return found

@@ -1,7 +1,7 @@
 """Evaluation: every picture of a split once, whatever the world size; supervised heads see the clean picture."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmtl_dist.data.stream.batches import Batch
 from hmtl_dist.model.hmtl import HMTLModel
-from hmtl_dist.tasks.base import Ranks
+from hmtl_dist.tasks.base import CLEAN, Inputs, Prepared, Ranks
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tasks.supervised import SupervisedTask
 from hmtl_dist.train.groups import Grouping, GroupMetrics
@@ -65,6 +65,7 @@ class Evaluator:
         by_group = GroupMetrics(tasks, self.groupings, self.gap_metrics, self.device, self.ranks)
         pretext = [task for task in tasks if task.is_pretext]
         sums: Tensor | None = None
+        losses = torch.zeros(len(supervised), 2, dtype=torch.float64, device=self.device)
         sheets: dict[str, NDArray[np.uint8]] = {}
         num_samples = torch.zeros(1, dtype=torch.float64, device=self.device)
         with torch.inference_mode(), self.batches() as batches:
@@ -75,6 +76,7 @@ class Evaluator:
                     for name, output in predicted.items():
                         meters[name].update(output, inputs.labels, inputs.weight)
                     by_group.update(predicted, inputs.labels, inputs.weight)
+                    losses += self._losses(supervised, predicted, inputs)
                     if not pretext:
                         continue
                     views, prepared = self.objective.prepare(inputs)
@@ -88,6 +90,9 @@ class Evaluator:
         metrics = {
             f"eval/{name}/{key}": value for name, counted in meters.items() for key, value in counted.compute().items()
         }
+        totals, counts = self.ranks.all_reduce_sum(losses).unbind(1)
+        # NaN where nothing was counted
+        metrics |= {f"eval/{name}/loss": float(mean) for name, mean in zip(supervised, totals / counts, strict=True)}
         if sums is not None:
             metrics |= self._pretext_metrics(sums, {task.name for task in pretext})
         metrics |= {f"eval/{name}": value for name, value in by_group.compute().items()}
@@ -102,6 +107,16 @@ class Evaluator:
             pictures=sheets,
             num_samples=int(self.ranks.all_reduce_sum(num_samples).item()),
         )
+
+    def _losses(
+        self, supervised: Mapping[str, SupervisedTask], predicted: Mapping[str, Tensor], inputs: Inputs
+    ) -> Tensor:
+        """Sum and count of each supervised task's loss on clean pictures, float64 `[tasks, 2]`."""
+        terms = [
+            task.loss({CLEAN: predicted[name]}, Prepared(), inputs, self.ranks) for name, task in supervised.items()
+        ]
+        sums = [torch.stack((term.sum, term.count)).double() for term in terms]
+        return torch.stack(sums) if sums else torch.zeros(0, 2, dtype=torch.float64, device=self.device)
 
     def _pretext_metrics(self, sums: Tensor, names: set[str]) -> dict[str, float]:
         found = self.objective.means(self.ranks.all_reduce_sum(sums))

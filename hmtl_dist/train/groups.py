@@ -115,6 +115,7 @@ def check_monitored(path: str, metric: str, tasks: Sequence[Task]) -> None:
     name = metric.removeprefix("eval/")
     task, _, rest = name.partition("/")
     known = [one for one in _supervised_metrics(tasks) if one.startswith(f"{task}/")]
+    known += [f"{task}/loss"] if known else []
     if known and name not in known and not rest.startswith(("group/", "gap/")):
         raise UserError(unknown(path, metric, [f"eval/{one}" for one in known]))
 

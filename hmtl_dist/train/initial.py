@@ -6,13 +6,10 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from hmtl_dist.data.storage import open_storage
-from hmtl_dist.engine.base import EngineState
-from hmtl_dist.engine.checkpoint import MANIFEST, load_checkpoint, load_newest, newest_manifest, read_manifest
 from hmtl_dist.errors import UserError
 from hmtl_dist.model.backbone import Backbone
 from hmtl_dist.model.hmtl import HMTLModel, ModelConfig
-from hmtl_dist.train.saving import checkpoints_folder, saved_config
+from hmtl_dist.train.saving import find_checkpoint, find_manifest, saved_config
 
 BACKBONE, HEADS = "backbone.", "heads."
 
@@ -32,7 +29,10 @@ def initialise(model: HMTLModel, config: ModelConfig) -> str | None:
     """
     if config.init_from is None:
         return None
-    url, state, manifest = _read(config.init_from)
+    found = find_checkpoint(config.init_from)
+    if found is None:
+        raise _none_there(config.init_from)
+    url, state, _, manifest = found
     saved = state.ema or state.model
     _check_backbone(url, manifest, config)
     own = cast("dict[str, Tensor]", model.state_dict())
@@ -65,13 +65,9 @@ def check_initial(config: ModelConfig) -> None:
     url = config.init_from
     if url is None:
         return
-    if open_storage(url).exists(MANIFEST):
-        manifest = read_manifest(url)
-    else:
-        found = newest_manifest(checkpoints_folder(url)) or newest_manifest(url)
-        if found is None:
-            raise _none_there(url)
-        manifest = found
+    manifest = find_manifest(url)
+    if manifest is None:
+        raise _none_there(url)
     _check_backbone(url, manifest, config)
 
 
@@ -86,22 +82,6 @@ def _check_backbone(url: str, manifest: Mapping[str, Any], config: ModelConfig) 
 
 def _none_there(url: str) -> UserError:
     return UserError(f"model.init_from: {url} holds no complete checkpoint; give the folder or URL of a run of ours")
-
-
-def _read(url: str) -> tuple[str, EngineState, Mapping[str, Any]]:
-    """Read a checkpoint by its own folder or URL, or the newest whole one of a run by the run's.
-
-    Raises:
-        UserError: There is none.
-    """
-    if open_storage(url).exists(MANIFEST):
-        state, _, manifest = load_checkpoint(url)
-        return url.rstrip("/"), state, manifest
-    found = load_newest(checkpoints_folder(url)) or load_newest(url)
-    if found is None:
-        raise _none_there(url)
-    where, state, _, manifest = found
-    return where, state, manifest
 
 
 def _heads(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], url: str) -> tuple[tuple[str, ...], list[str]]:

@@ -1,6 +1,6 @@
 """The tasks of a run, the model that serves them, and what evaluates it, built from the configuration."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -100,6 +100,7 @@ def evaluate_state(
     state: EngineState,
     objective_state: Mapping[str, Tensor],
     fields: Mapping[str, Field],
+    label_counts: Mapping[str, Sequence[int]],
     *,
     strict_groups: bool = True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -111,6 +112,8 @@ def evaluate_state(
         state: The engine's part of a checkpoint.
         objective_state: The objective's part.
         fields: The labels that it was trained on.
+        label_counts: Samples of each class that it was trained on, for class weights; those of what is evaluated on
+            where a checkpoint of before does not say them.
         strict_groups: Whether a label of `train.groups` that the data lack is an error; else it is left out.
         on_progress: Called with the pictures read and the pictures in all.
 
@@ -119,7 +122,8 @@ def evaluate_state(
     """
     device = torch.device("cuda" if config.launch.gpus_per_worker and torch.cuda.is_available() else "cpu")
     selection = evaluation_of(config, fields)
-    parts = build_parts(config, selection.header, SingleRank())
+    counts = {name: [*numbers] for name, numbers in (label_counts or selection.header.label_counts).items()}
+    parts = build_parts(config, selection.header.model_copy(update={"label_counts": counts}), SingleRank())
     parts.model.load_state_dict(state.ema or state.model)
     parts.model.to(device).eval()
     parts.follow(device)

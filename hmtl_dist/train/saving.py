@@ -14,10 +14,15 @@ from hmtl_dist.config.base import Section, may_change
 from hmtl_dist.config.explain import explain
 from hmtl_dist.config.io import flatten, to_dict
 from hmtl_dist.data.dataset.schema import Field, IndexHeader
+from hmtl_dist.data.storage import open_storage
 from hmtl_dist.engine.base import Engine, EngineState
 from hmtl_dist.engine.checkpoint import (
+    MANIFEST,
     checkpoint_at,
+    load_checkpoint,
     load_newest,
+    newest_manifest,
+    read_manifest,
     remove_scratch,
     save_checkpoint,
 )
@@ -76,6 +81,8 @@ class Entries(Section):
     """Digest of the training data."""
     fields: dict[str, Field]
     """Labels of the training data."""
+    label_counts: dict[str, list[int]] = PydanticField(default_factory=dict[str, list[int]])
+    """Samples of each class in it, as an epoch draws them: class weights come from these."""
     metrics: dict[str, float]
     """The last evaluation's figures."""
     evaluated_at: int | None = None
@@ -109,6 +116,24 @@ class Restored:
 def checkpoints_folder(storage: str) -> str:
     """Return the folder or URL of a run's checkpoints."""
     return f"{storage.rstrip('/')}/checkpoints"
+
+
+def find_checkpoint(url: str) -> tuple[str, EngineState, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Read a checkpoint by its own folder or URL, or the newest whole one of a run by the run's; None without any.
+
+    Raises:
+        UserError: It is damaged, or the storage refuses.
+    """
+    if open_storage(url).exists(MANIFEST):
+        return (url, *load_checkpoint(url))
+    return load_newest(checkpoints_folder(url)) or load_newest(url)
+
+
+def find_manifest(url: str) -> Mapping[str, Any] | None:
+    """Do the same, reading nothing but the manifest."""
+    if open_storage(url).exists(MANIFEST):
+        return read_manifest(url)
+    return newest_manifest(checkpoints_folder(url)) or newest_manifest(url)
 
 
 def read_config(tree: dict[str, Any]) -> RunConfig:
@@ -191,11 +216,6 @@ def check_fields(trained: Mapping[str, Field], found: Mapping[str, Field], where
             )
 
 
-def saved_fields(manifest: Mapping[str, Any]) -> dict[str, Field]:
-    """Return the labels of the data that a checkpoint was trained on."""
-    return read_entries(manifest).fields
-
-
 def read_entries(manifest: Mapping[str, Any]) -> Entries:
     """Read what a checkpoint's manifest holds beside the engine's part.
 
@@ -266,6 +286,7 @@ class Saver:
                 "config": to_dict(self._config),
                 "data_digest": self._data.digest,
                 "fields": {name: field.model_dump(mode="json") for name, field in self._data.fields.items()},
+                "label_counts": {name: [*counts] for name, counts in self._data.label_counts.items()},
                 "metrics": dict(metrics),
                 "evaluated_at": evaluated_at,
                 "run_id": self._rank_context.run.recording.run_id,

@@ -244,7 +244,7 @@ def test_the_model_is_called_like_its_run_and_linked_with_step_figures_and_data(
     assert [(output.model_id, output.step) for output in run.outputs.model_outputs] == [(model.model_id, last)]
     found = {metric.key: (metric.value, metric.step) for metric in model.metrics or ()}
     assert found["eval/expression/accuracy"] == (run.data.metrics["eval/expression/accuracy"], last)
-    assert found.keys() >= {"eval/gender/accuracy", "eval/puzzling/accuracy"}
+    assert found.keys() >= {"eval/gender/accuracy", "eval/expression/loss", "eval/puzzling/accuracy"}
     digests = {given.dataset.digest for given in run.inputs.dataset_inputs if given.tags[0].value == "evaluation"}
     assert {(metric.dataset_name, metric.dataset_digest) for metric in model.metrics or ()} == {
         ("drawn", digest) for digest in digests
