@@ -11,11 +11,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.live import Live
@@ -26,8 +27,10 @@ from hmtl_dist.errors import STORAGE_TROUBLE, UserError
 
 PLAIN_SECONDS = 10.0
 """Seconds between two plain lines of one progress, where nobody watches a bar."""
-BAR_COLUMNS = 80
-"""A terminal narrower than this has room for the figures only."""
+BAR_COLUMNS = 8, 16
+"""Least and most columns of a bar; a terminal without room for the least has none."""
+FIGURES_COLUMNS = 50
+"""Columns that a bar leaves to the figures beside it: time left, pictures a second, share of waiting, a loss."""
 _REFRESH_SECONDS = 0.1
 
 
@@ -78,6 +81,16 @@ class Console:
     def say(self, text: str = "") -> None:
         """Print a line; markup in it means nothing."""
         self._rich.print(text, markup=False)
+
+    def say_parts(self, lead: str, parts: Sequence[str]) -> None:
+        """Print parts after a word, and on a terminal go on in a new line rather than break one of them."""
+        line, gap = lead, " "
+        for part in parts:
+            if self.is_terminal and gap == "  " and cell_len(line + gap + part) > self._rich.width:
+                self.say(line)
+                line, gap = " ", " "
+            line, gap = line + gap + part, "  "
+        self.say(line)
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or another rich object."""
@@ -179,18 +192,23 @@ class Console:
             return
         # A captured process has nothing to say on the terminal; one that is not may print above the bar.
         free = self._log is None
-        bar_column = [BarColumn(bar_width=24)] if self._rich.width >= BAR_COLUMNS else []
+        counts = len(f" {total}/{total} 100% ")
+        title = _fitting(title, self._rich.width - counts)
+        taken = cell_len(title) + counts
+        room = self._rich.width - taken - FIGURES_COLUMNS - 1
+        bar_column = [BarColumn(bar_width=min(room, BAR_COLUMNS[1]))] if room >= BAR_COLUMNS[0] else []
+        taken += min(room, BAR_COLUMNS[1]) + 1 if bar_column else 0
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             *bar_column,
             MofNCompleteColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
         )
         with RichProgress(
             *columns, console=self._rich, auto_refresh=False, redirect_stdout=free, redirect_stderr=free
         ) as bar:
-            yield _Bar(bar, title, total)
+            yield _Bar(bar, title, total, taken)
             bar.refresh()
 
     @contextmanager
@@ -263,13 +281,13 @@ class ProgressBar:
             losses: Loss of each task, by name.
             eta_seconds: Time left, in seconds.
         """
-        parts = [] if eta_seconds is None else [f"ETA {duration(eta_seconds)}"]  # first: a narrow terminal cuts the end
+        parts = [] if eta_seconds is None else [f"ETA {duration(eta_seconds)}"]
         if samples_per_second is not None:
             parts.append(f"{samples_per_second:,.1f} img/s")
         if wait_share is not None:
             parts.append(f"wait {wait_share:.0%}")
         parts += [f"{name} {loss:.4g}" for name, loss in (losses or {}).items()]
-        self._update(step, "  ".join(parts))
+        self._update(step, parts)
 
     def wait(self, what: str, seconds: float) -> None:
         """Tell what is waited for, and for how long by now, in place of the figures.
@@ -278,32 +296,51 @@ class ProgressBar:
             what: URL of what is waited for.
             seconds: How long by now.
         """
-        self._wait(waiting(what, seconds))
-
-    def _update(self, step: int, figures: str) -> None:
         raise NotImplementedError
 
-    def _wait(self, text: str) -> None:
+    def _update(self, step: int, parts: Sequence[str]) -> None:
         raise NotImplementedError
 
 
 class _Bar(ProgressBar):
-    def __init__(self, bar: RichProgress, title: str, total: int) -> None:
+    """A bar on a terminal: what it has no room for is left out from the end, never the count and the share.
+
+    Args:
+        bar: Of rich.
+        title: Before it.
+        total: Of what is counted.
+        taken: Columns of all but the figures.
+    """
+
+    def __init__(self, bar: RichProgress, title: str, total: int, taken: int) -> None:
         self._bar = bar
+        self._taken = taken
         self._task = bar.add_task(title, total=total, figures="")
         self._shown = 0.0
         bar.refresh()
 
-    def _update(self, step: int, figures: str) -> None:
+    def _update(self, step: int, parts: Sequence[str]) -> None:
+        room = self._room()
+        figures = ""
+        for part in parts:
+            longer = f"{figures}  {part}" if figures else part
+            if cell_len(longer) > room:
+                break
+            figures = longer
         self._bar.update(self._task, completed=step, figures=figures)
         now = time.monotonic()
         if now - self._shown >= _REFRESH_SECONDS:
             self._shown = now
             self._bar.refresh()
 
-    def _wait(self, text: str) -> None:
-        self._bar.update(self._task, figures=text)
+    def wait(self, what: str, seconds: float) -> None:
+        """Tell what is waited for: as much of its end as there is room for."""
+        what = _fitting(what, self._room() - cell_len(waiting("", seconds)))
+        self._bar.update(self._task, figures=waiting(what, seconds))
         self._bar.refresh()
+
+    def _room(self) -> int:
+        return self._bar.console.width - self._taken
 
 
 class _Lines(ProgressBar):
@@ -313,11 +350,15 @@ class _Lines(ProgressBar):
         self._total = total
         self._interval = interval
         self._shown = self._told_wait = -interval
+        self._step: int | None = None
         self._left = ""
 
-    def _update(self, step: int, figures: str) -> None:
+    def _update(self, step: int, parts: Sequence[str]) -> None:
+        if step == self._step and not self._left:  # told already
+            return
         share = f"{step / self._total:.0%}" if self._total else "100%"
-        self._left = f"{self._title} {step}/{self._total} {share}  {figures}".rstrip()
+        self._step = step
+        self._left = f"{self._title} {step}/{self._total} {share}  {'  '.join(parts)}".rstrip()
         now = time.monotonic()
         if now - self._shown >= self._interval:
             self._shown = now
@@ -329,11 +370,12 @@ class _Lines(ProgressBar):
             self._console.say(self._left)
             self._left = ""
 
-    def _wait(self, text: str) -> None:
+    def wait(self, what: str, seconds: float) -> None:
+        """Tell what is waited for."""
         now = time.monotonic()
         if now - self._told_wait >= self._interval:
             self._told_wait = now
-            self._console.say(text)
+            self._console.say(waiting(what, seconds))
 
 
 class _Reader(io.FileIO):
@@ -347,6 +389,11 @@ class _Reader(io.FileIO):
             if error.errno not in (errno.EIO, errno.EPIPE):  # of a terminal that was closed, of a pipe
                 raise
             return len(data)
+
+
+def _fitting(text: str, room: int) -> str:
+    """Return as much of a text's end as there are columns for."""
+    return text if cell_len(text) <= room else "…" + set_cell_size(text[::-1], max(0, room - 1))[::-1]
 
 
 def _duplicate(descriptor: int) -> TextIO:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,20 +134,7 @@ from hmtl_dist.console import Console
 with Console() as console, console.progress("train", 4) as progress:
     progress.update(4, samples_per_second=12.0, losses={"total": 0.5})
 """
-    leader, follower = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=follower, env=environment)
-    os.close(follower)
-    text = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            text += chunk
-    except OSError:  # how Linux says that the other end was closed
-        pass
-    os.close(leader)
-    assert process.wait() == 0
-    assert b"\r" in text
-    assert "12.0 img/s  total 0.5" in text.decode()
+    assert frames(program, 120)[-1].endswith("4/4 100% 12.0 img/s  total 0.5")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (185, "3m05s"), (7380, "2h03m")])
@@ -189,3 +177,78 @@ def test_name_that_looks_like_an_emoji_stays(capfd: pytest.CaptureFixture[str]) 
     with Console() as console:
         console.say("smile:number:smile:")
     assert capfd.readouterr().out == "smile:number:smile:\n"
+
+
+def frames(program: str, columns: int) -> list[str]:
+    """Run a program on a terminal and return what it drew on its last line, frame by frame."""
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns)}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=follower, env=environment)
+    os.close(follower)
+    text = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            text += chunk
+    except OSError:  # how Linux says that the other end was closed
+        pass
+    os.close(leader)
+    assert process.wait() == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
+    return [frame.rstrip() for frame in re.split(r"[\r\n]+", plain) if frame.strip()]
+
+
+TRAIN = """
+from hmtl_dist.console import Console
+with Console() as console, console.progress("train", 300) as progress:
+    losses = {"expression": 2.1, "gender": 0.7265, "puzzling": 1.386, "inpainting": 0.25, "total": 3.1}
+    progress.update(30, samples_per_second=48.1, wait_share=0.06, losses=losses, eta_seconds=145)
+"""
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (40, "train  30/300  10% ETA 2m25s  48.1 img/s"),
+        (60, "train  30/300  10% ETA 2m25s  48.1 img/s  wait 6%"),
+        (80, "ETA 2m25s  48.1 img/s  wait 6%  expression 2.1"),
+        (120, "ETA 2m25s  48.1 img/s  wait 6%  expression 2.1  gender 0.7265  puzzling 1.386"),
+    ],
+)
+def test_step_share_and_time_left_have_room_at_every_width(columns: int, told: str) -> None:
+    last = frames(TRAIN, columns)[-1]
+    assert len(last) <= columns
+    assert re.match(r"train (━|╸|╺)* *30/300 +10% ETA 2m25s", last)
+    assert last.endswith(told)
+
+
+def test_what_is_waited_for_is_cut_before_how_long() -> None:
+    program = """
+from hmtl_dist.console import Console
+with Console() as console, console.progress("build s3://a-bucket/with/faces", 4) as progress:
+    progress.update(1)
+    progress.wait("s3://a-bucket-of-a-very-long-name/faces", 12)
+"""
+    last = frames(program, 80)[-1]
+    assert len(last) <= 80
+    assert "1/4  25% waiting for …" in last
+    assert last.endswith("/faces 12s")
+
+
+def test_a_part_of_a_line_is_not_broken() -> None:
+    program = """
+from hmtl_dist.console import Console
+with Console() as console:
+    console.say_parts("epoch 1:", [f"task{i}/accuracy 0.1234" for i in range(5)])
+"""
+    assert frames(program, 60) == [
+        "epoch 1: task0/accuracy 0.1234  task1/accuracy 0.1234",
+        "  task2/accuracy 0.1234  task3/accuracy 0.1234",
+        "  task4/accuracy 0.1234",
+    ]
+
+
+def test_plain_progress_tells_the_last_step_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console() as console, console.progress("train", 3, plain_seconds=0) as progress:
+        for step in (1, 3, 3):
+            progress.update(step)
+    assert capfd.readouterr().out.splitlines() == ["train 1/3 33%", "train 3/3 100%"]

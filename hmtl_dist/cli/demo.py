@@ -57,11 +57,7 @@ def draw(url: str, console: "Console") -> None:
     settings = BuildSettings(dataset="demo-faces", splits=SPLITS, shard_samples=250)
     # Processes take seconds to start: too long for looking whether all is there.
     num_workers = 1 if open_storage(url).exists("dataset.json") else default_workers()
-    with console.progress(f"draw {url}", SAMPLES) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.update(done)
-
+    with console.counted(f"draw {url}") as show:
         report = build(adapter, url, settings, num_workers=num_workers, on_progress=show)
     counts = ", ".join(f"{header.num_samples} {split}" for split, header in report.headers.items())
     console.say(f"{url}: {counts} pictures; no person is in both")

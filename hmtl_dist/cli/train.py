@@ -275,17 +275,17 @@ class _View:
                 eta_seconds=step.eta_seconds,
             )
         if step.metrics:
-            self._console.say(f"epoch {step.epoch:.4g}: {_headline(step.metrics)}")
+            self._console.say_parts(f"epoch {step.epoch:.4g}:", _headline(step.metrics))
 
     def wait(self, wait: "Wait") -> None:
         """Show what is waited for."""
         self._waits.tell(self._bar, wait.what, wait.seconds)
 
 
-def _headline(metrics: Mapping[str, float]) -> str:
+def _headline(metrics: Mapping[str, float]) -> list[str]:
     from hmtl_dist.train.best import headline
 
-    return "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in headline(metrics).items())
+    return [f"{name.removeprefix('eval/')} {value:.4g}" for name, value in headline(metrics).items()]
 
 
 def tell(finished: "Finished", console: "Console", config: "RunConfig", again: str = "the same command") -> None:

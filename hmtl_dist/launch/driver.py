@@ -77,6 +77,7 @@ def drive(
     folder = run_folder(config)
     if config.launch.kind == "local" and os.environ.get("RANK", "0") != "0":  # under torchrun every rank comes here
         return _run(config, RunContext(folder, callbacks=tuple(callbacks)), show, on_stop, listener, say, on_wait)
+    say("checking data, tasks and model")
     check(config)
     with storage_settings(config.storage), only_one(folder, config.name):
         check_place(config, folder)
@@ -137,7 +138,7 @@ def _run(
         else:
             from hmtl_dist.launch.ray_train import run_ray
 
-            say("starting Ray and its workers; the first steps are shown when all of them have the index")
+            say("starting Ray")
             should_stop = listener.should_stop if listener else None
             outcome = run_ray(config, show, run=run, on_stop=on_stop, should_stop=should_stop, say=say, on_wait=on_wait)
     except KeyboardInterrupt:

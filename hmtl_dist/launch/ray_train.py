@@ -146,6 +146,7 @@ def run_ray(
     with ray_cluster(config.launch) as cluster, StopRequest(on_stop) as stop:
         config = _placed(config, cluster, say)
         relay = actor_here(Relay)
+        say(f"Ray is up; starting {config.launch.world_size} worker(s)")
         # in the main thread `fit` would take over Ctrl-C
         trainer = _trainer(config, run or RunContext(run_folder(config)), train, relay, cluster)
         fit = in_thread(trainer.fit, "ray train")

@@ -10,7 +10,7 @@ EVAL, LAST, BEST, EMA = "eval/", "last/", "best/", "ema/"
 AT_THE_END = (LAST, EMA, EVAL)
 """Whose figures a table tells of a run, the first there is: those of the weights at its end."""
 BEST_STEP = "best/step"
-_HEADLINE = ("/accuracy", "/balanced_accuracy", "/mae")
+_HEADLINE = ("/accuracy", "/mae")
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -54,6 +54,8 @@ def train_rank(config: RunConfig, rank_context: RankContext, listener: Listener)
     Raises:
         UserError: What the configuration names cannot be used: data, labels, model, checkpoint.
     """
+    if rank_context.rank == 0:
+        listener.note(f"reading the index of {config.data.url}, building the model")
     with storage_settings(config.storage):
         trainer = Trainer(config, rank_context)
         garbage.collect_as_usual()
@@ -81,12 +83,15 @@ def _train(trainer: "Trainer", listener: Listener) -> Outcome:
         ):
             run = trainer.make_run(stream, tracker, listener, restored)
             batches = trainer.watchdog.each(run.batches)
+            if rank_context.rank == 0:
+                listener.note("the first steps follow")
 
             def more_metrics(step: int) -> dict[str, float]:
                 return data_metrics(step) | trainer.saver.metrics()
 
             outcome = train(replace(run, batches=batches, more_metrics=more_metrics))
         if outcome.status == "FINISHED" and isinstance(tracker, Journal) and trainer.config.tracking.model:
+            listener.note("recording the model")
             weights = trainer.engine.evaluation_module().state_dict()
             trainer.recorder.model(tracker, weights, trainer.engine.global_step, outcome.metrics)
         status = "FINISHED" if outcome.status == "FINISHED" else "KILLED"
