@@ -116,6 +116,8 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"), MAY_CHANGE] = "run"
     """Name of the run and of its folder; the same name goes on where that run stopped."""
+    recipe: Annotated[str | None, MAY_CHANGE] = None
+    """Name of the recipe that it was made of, by which runs are told apart; empty: that of the file that is read."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Moves initialisation, sample order, augmentation and every pretext draw."""
     data: DataConfig

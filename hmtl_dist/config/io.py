@@ -24,6 +24,8 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NOUN: dict[Kind, str] = {"recipes": "recipe", "tune_spaces": "space"}
+RECIPE = "recipe"
+"""Field that is given the name of the recipe."""
 _COMMENT_COLUMN = 36
 _WITH_A_MEANING = ",?#%\n"
 """Letters of a path that would be read as something else: SeaweedFS parts folders by commas, the others are URLs'."""
@@ -118,11 +120,16 @@ def load_tree(model: type[SectionT], source: str, overrides: Sequence[str] = ())
 def read_recipe(model: type[Section], source: str) -> Tree:
     """Read a recipe with all that it inherits, as plain values that `check_tree` takes.
 
+    A model with a field `recipe` gets the name of the file there, unless the recipe says another one.
+
     Raises:
         UserError: the file, or one that it inherits from, cannot be read.
     """
-    tree = _inherit(find_source("recipes", source), ())
+    file = find_source("recipes", source)
+    tree = _inherit(file, ())
     _remove_nulls(tree, Slot((model,)))
+    if RECIPE in model.model_fields:
+        tree.setdefault(RECIPE, file.stem)
     return tree
 
 

@@ -13,6 +13,7 @@ from hmtl_dist.config.io import flatten, home, to_dict, with_overrides
 from hmtl_dist.data.storage import ObjectMissingError, open_storage
 from hmtl_dist.engine.checkpoint import newest_manifest
 from hmtl_dist.errors import UserError
+from hmtl_dist.launch.about import notes
 from hmtl_dist.launch.folders import RECORD
 from hmtl_dist.run_config import RunConfig
 from hmtl_dist.tracking.config import Recording
@@ -61,7 +62,7 @@ def begin_recording(
         known=recording.run_id,
         parent=parent,
         params=flatten(config),
-        tags=code_tags() | config.tracking.tags,
+        tags=code_tags() | notes(config) | config.tracking.tags,
         say=say,
     )
     return recording.model_copy(update={"run_id": run_id})

@@ -265,10 +265,13 @@ class Task(ABC):
         """Return what the figures of an evaluation will be called, besides those that come with the loss."""
         return ()
 
-    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return pictures that show a person how the task is solved, each `[B, 3, H, W]` in [0, 1]; none by default."""
+    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> dict[str, Tensor]:
+        """Return pictures that show a person how the task is solved, by caption; none by default.
+
+        Each is `[B, 3, H, W]` in [0, 1].
+        """
         del outputs, prepared, inputs
-        return ()
+        return {}
 
     def after_step(self) -> None:
         """Do what follows an optimizer step, such as moving an average; nothing by default."""

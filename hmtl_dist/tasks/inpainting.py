@@ -141,11 +141,11 @@ class Inpainting(Task):
             metrics["perceptual"] = (perceptual.detach(), count)
         return LossTerms(sum=total, count=count, metrics=metrics)
 
-    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> tuple[Tensor, ...]:
+    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> dict[str, Tensor]:
         """Show the picture, what was hidden, and the picture with its hidden parts restored."""
         original, hidden = prepared.targets["original"], prepared.targets["hidden"]
         restored = torch.where(hidden, outputs[self.view].to(original.dtype), original)
-        return inputs.images, prepared.views[self.view], restored
+        return {"picture": inputs.images, "hidden": prepared.views[self.view], "restored": restored}
 
     def after_step(self) -> None:
         """Let the frozen network follow the model."""

@@ -89,8 +89,9 @@ class Puzzling(Task):
             metrics={"accuracy": ((right_B * inputs.weight).sum(), count * self._slots)},
         )
 
-    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> tuple[Tensor, ...]:
+    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> dict[str, Tensor]:
         """Show the picture, the puzzle, and the puzzle put together: each place gets the slot that claims it most."""
         logits_BST = outputs[self.view].reshape(-1, self._slots, self._slots)
         puzzle = prepared.views[self.view]
-        return inputs.images, puzzle, shuffle_tiles(puzzle, logits_BST.argmax(1), self.grid)
+        solved = shuffle_tiles(puzzle, logits_BST.argmax(1), self.grid)
+        return {"picture": inputs.images, "puzzle": puzzle, "put back": solved}

@@ -81,8 +81,9 @@ class Rotation(Task):
             metrics={"accuracy": ((right_B * inputs.weight).sum(), count * self._tiles)},
         )
 
-    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> tuple[Tensor, ...]:
+    def illustrate(self, outputs: Mapping[str, Tensor], prepared: Prepared, inputs: Inputs) -> dict[str, Tensor]:
         """Show the picture, its turned tiles, and these turned back by what the model says."""
         said_BS = outputs[self.view].reshape(-1, self._tiles, TURNS).argmax(2)
         turned = prepared.views[self.view]
-        return inputs.images, turned, turn_tiles(turned, -said_BS % TURNS, self.grid)
+        back = turn_tiles(turned, -said_BS % TURNS, self.grid)
+        return {"picture": inputs.images, "turned": turned, "turned back": back}

@@ -13,6 +13,9 @@ from hmtl_dist.errors import UserError
 PARENT = "mlflow.parentRunId"
 """Tag of MLflow's own by which a run names the one that it belongs to."""
 
+FOR_TRAINING = "workflowType=machine_learning"
+"""Part of an address of MLflow's page that shows what is there for training, not what is there for language models."""
+
 Seconds = Annotated[float, Field(gt=0)]
 
 _ADDRESS = re.compile(r"^(databricks|[a-zA-Z][\w+.-]+:\S+)$")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CURVES = 12
+_COLOURS = {"train": "tab:blue", "eval": "tab:orange"}
 
 
 def write_confusion_matrix(folder: Path, task: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> list[Path]:
@@ -58,21 +59,41 @@ def draw_confusion_matrix(task: str, matrix: NDArray[np.int64], classes: Sequenc
 
 
 def draw_learning_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> NDArray[np.uint8]:
-    """Draw named curves of (step, value), each in a frame of its own; returns uint8 `[H, W, 3]`.
+    """Draw curves of (step, value) by the names of their figures; returns uint8 `[H, W, 3]`.
 
-    Only the first dozen are drawn.
+    A frame is of a figure of a task: in training (`train/loss/TASK`, `train/TASK/METRIC`) and in evaluations
+    (`eval/TASK/METRIC`). Only the first dozen frames are drawn: losses first, then what both have.
     """
-    names = list(curves)[:MAX_CURVES]
-    columns = min(3, max(1, len(names)))
-    lines = max(1, -(-len(names) // columns))
+    frames: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
+    for name, points in curves.items():
+        if placed := _placed(name):
+            title, phase = placed
+            frames.setdefault(title, {})[phase] = points
+    titles = sorted(frames, key=lambda title: (not title.endswith("loss"), len(frames[title]) < 2))[:MAX_CURVES]
+    columns = min(3, max(1, len(titles)))
+    lines = max(1, -(-len(titles) // columns))
     figure = _figure(4.0 * columns, 2.6 * lines)
-    for place, name in enumerate(names, start=1):
+    for place, title in enumerate(titles, start=1):
         axes: Any = figure.add_subplot(lines, columns, place)
-        points = sorted(curves[name])
-        axes.plot([step for step, _ in points], [value for _, value in points], marker="." if len(points) < 30 else "")
-        axes.set_title(name, fontsize=9)
+        for phase, found in frames[title].items():
+            points = sorted(found)
+            marker = "." if len(points) < 30 else ""
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, marker=marker, label=phase, color=_COLOURS[phase])
+        axes.set_title(title, fontsize=9)
+        axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
     return _pixels(figure)
+
+
+def _placed(name: str) -> tuple[str, str] | None:
+    """Say in which frame, and as which curve there, a figure is drawn; None where it tells nothing of a task."""
+    phase, _, rest = name.partition("/")
+    if phase == "train" and rest.startswith("loss/"):
+        return f"{rest.removeprefix('loss/')} loss", phase
+    if phase in ("train", "eval") and rest.count("/") == 1:
+        return rest.replace("/", " "), phase
+    return None
 
 
 def read_curves(journal: Path) -> dict[str, list[tuple[int, float]]]:

@@ -11,7 +11,7 @@ from hmtl_dist.errors import UserError
 from hmtl_dist.temporary import temporary_folder
 from hmtl_dist.tracking.base import RunStatus
 from hmtl_dist.tracking.client import open_client, trouble
-from hmtl_dist.tracking.config import PARENT, Recording, TrackingConfig, tracking_uri
+from hmtl_dist.tracking.config import FOR_TRAINING, PARENT, Recording, TrackingConfig, tracking_uri
 from hmtl_dist.tracking.redact import first_line, redact, redact_file, redact_named
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def run_url(config: TrackingConfig, run_id: str) -> str:
         experiment_id = open_client(config).get_run(run_id).info.experiment_id
     except Exception:  # noqa: BLE001 - without the experiment the server's own page is the best answer
         return uri
-    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{FOR_TRAINING}"
 
 
 def log_params(

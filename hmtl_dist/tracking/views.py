@@ -9,17 +9,21 @@ import base64
 import json
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from hmtl_dist.tracking.client import answering, open_client
-from hmtl_dist.tracking.config import TrackingConfig
+from hmtl_dist.tracking.config import FOR_TRAINING, TrackingConfig
 from hmtl_dist.tracking.history import History, RecordedRun, told_metrics
 
 _PREFIX = "mlflow.sharedViewState."
 _SECTIONS = {"eval": "Evaluation", "train": "Training", "pictures": "Pictures"}
 _SHOWN_RUNS = 20
+_COLUMNS = ["params.`recipe`", "tags.`tasks`", "params.`seed`", "attributes.`Dataset`"]
+"""Columns beside the figures: by what runs are told apart."""
+_AS_RECORDED = {"lineSmoothness": 0, "useGlobalLineSmoothing": True, "xAxisKey": "step", "useGlobalXaxisKey": True}
+"""Of a line; MLflow smooths one that says nothing so much that its end is far from the last figure."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,11 @@ def views_of(history: History, runs: Sequence[RecordedRun]) -> list[View]:
     # sorted by time, MLflow would fold the children of a suite or a sweep into their parent and chart nothing of them
     best = next((name for name in metrics if name.startswith("eval/")), None)
     order = {} if best is None else {"orderByKey": f"metrics.`{best}`", "orderByAsc": best.endswith("/mae")}
-    found = [View("hmtl-runs", "hmtl: runs", _state(metrics, pictures, **order))]
+    losses = {name for run in runs for name in run.metrics if name.startswith("eval/") and name.endswith("/loss")}
+    found = [View("hmtl-runs", "hmtl: runs", _state(metrics, losses, pictures, **order))]
     if any("row" in run.tags for run in runs):
         rows = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "row"}]}
-        found.append(View("hmtl-rows", "hmtl: rows, mean over seeds", _state(metrics, (), groupBy=rows)))
+        found.append(View("hmtl-rows", "hmtl: rows, mean over seeds", _state(metrics, losses, (), groupBy=rows)))
     return found
 
 
@@ -68,11 +73,11 @@ def save_views(config: TrackingConfig, experiment_id: str, views: Sequence[View]
 
 def view_url(address: str, experiment_id: str, view: View) -> str:
     """Return where a view is seen, on a server's page."""
-    shown = f"viewStateShareKey={view.key}&compareRunsMode=CHART"
+    shown = f"viewStateShareKey={view.key}&compareRunsMode=CHART&{FOR_TRAINING}"
     return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?{shown}"
 
 
-def _state(metrics: Sequence[str], pictures: Sequence[str], **more: Any) -> dict[str, Any]:
+def _state(metrics: Sequence[str], losses: Set[str], pictures: Sequence[str], **more: Any) -> dict[str, Any]:
     evaluated = [name for name in metrics if name.startswith("eval/")]
     sections = [{"uuid": key, "name": name, "display": True, "isReordered": True} for key, name in _SECTIONS.items()]
     return {
@@ -83,13 +88,13 @@ def _state(metrics: Sequence[str], pictures: Sequence[str], **more: Any) -> dict
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
-        "selectedColumns": [f"metrics.`{name}`" for name in evaluated] + ["attributes.`Dataset`"],
+        "selectedColumns": [f"metrics.`{name}`" for name in evaluated] + _COLUMNS,
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
         "runsVisibilityMap": {},
         "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": list(_charts(metrics, pictures)),
+        "compareRunCharts": list(_charts(metrics, losses, pictures)),
         "compareRunSections": sections,
         "isAccordionReordered": True,
         "viewMaximized": False,
@@ -103,11 +108,15 @@ def _state(metrics: Sequence[str], pictures: Sequence[str], **more: Any) -> dict
     } | more
 
 
-def _charts(metrics: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _charts(metrics: Sequence[str], losses: Set[str], pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
     for name in metrics:
         section = name.partition("/")[0]
         title = name.partition("/")[2].replace("/", " ")
-        yield _chart("LINE", f"line {name}", section, metricKey=name, selectedMetricKeys=[name], displayName=title)
+        evaluated = f"eval/{name.removeprefix('train/loss/')}/loss"
+        keys = [name, evaluated] if evaluated in losses else [name]
+        yield _chart(
+            "LINE", f"line {name}", section, metricKey=name, selectedMetricKeys=keys, displayName=title, **_AS_RECORDED
+        )
         if section == "eval":
             yield _chart("BAR", f"bar {name}", section, metricKey=name, displayName=f"{title}, last")
     for name in pictures:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hmtl_dist.data.stream.batches import Batch
@@ -18,8 +19,13 @@ from hmtl_dist.tasks.supervised import SupervisedTask
 from hmtl_dist.train.groups import Grouping, GroupMetrics
 from hmtl_dist.train.inputs import Feed, InputMaker, copier_of
 
-NUM_PICTURES = 8
-"""Samples in a picture of a pretext task."""
+NUM_PICTURES = 4
+"""Samples on a sheet of a pretext task."""
+PICTURE = 128
+"""Least side of a picture there, in pixels."""
+MARGIN = 4
+CAPTION = 24
+"""Height of the line of captions, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +133,28 @@ class Evaluator:
         return metrics
 
 
-def sheet(strips: Sequence[Tensor]) -> NDArray[np.uint8]:
-    """Lay pictures out side by side, one row a sample.
+def sheet(strips: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+    """Lay pictures out side by side under their captions, one row a sample, small ones enlarged.
 
     Args:
-        strips: Columns from left to right, each float `[B, 3, H, W]` in [0, 1].
+        strips: Columns from left to right by caption, each float `[B, 3, H, W]` in [0, 1].
 
     Returns:
-        uint8 `[rows * H, columns * W, 3]`, of at most `NUM_PICTURES` rows.
+        RGB pixels, uint8 `[height, width, 3]`, of at most `NUM_PICTURES` samples.
     """
-    rows = torch.cat([strip[:NUM_PICTURES].float() for strip in strips], dim=3)
-    joined = rows.permute(0, 2, 3, 1).flatten(0, 1)
-    return (joined.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    columns = [
+        (strip[:NUM_PICTURES].float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        for strip in strips.values()
+    ]
+    scale = max(1, -(-PICTURE // columns[0].shape[2]))
+    rows, (height, width) = len(columns[0]), (scale * side for side in columns[0].shape[1:3])
+    size = len(columns) * (width + MARGIN) + MARGIN, CAPTION + rows * (height + MARGIN)
+    drawn = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(CAPTION - 2 * MARGIN)
+    for column, (caption, pictures) in enumerate(zip(strips, columns, strict=True)):
+        left = MARGIN + column * (width + MARGIN)
+        draw.text((left, MARGIN), caption, "black", font)
+        for row, picture in enumerate(pictures):
+            enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+            drawn.paste(Image.fromarray(enlarged), (left, CAPTION + row * (height + MARGIN)))
+    return np.asarray(drawn)

@@ -140,11 +140,11 @@ def test_illustrations_are_the_picture_the_masked_one_and_the_completed_one() ->
     task = Inpainting("inpainting", InpaintingConfig(perceptual_weight=0.0), None)
     prepared = task.prepare(inputs)
 
-    original, masked, completed = task.illustrate({"inpainting": torch.zeros_like(inputs.images)}, prepared, inputs)
+    shown = task.illustrate({"inpainting": torch.zeros_like(inputs.images)}, prepared, inputs)
 
-    assert torch.equal(original, inputs.images)
-    assert torch.equal(masked, prepared.views["inpainting"])
-    assert torch.equal(completed, inputs.images * ~prepared.targets["hidden"])
+    assert torch.equal(shown["picture"], inputs.images)
+    assert torch.equal(shown["hidden"], prepared.views["inpainting"])
+    assert torch.equal(shown["restored"], inputs.images * ~prepared.targets["hidden"])
 
 
 def test_bounds_too_close_are_refused() -> None:

@@ -102,4 +102,4 @@ def test_solving_the_puzzle_gives_full_accuracy_and_shows_the_picture() -> None:
     right, slots = puzzle.loss({"puzzling": output}, prepared, inputs, SingleRank()).metrics["accuracy"]
 
     assert (right.item(), slots.item()) == (16, 16)
-    assert torch.equal(puzzle.illustrate({"puzzling": output}, prepared, inputs)[2], inputs.images)
+    assert torch.equal(puzzle.illustrate({"puzzling": output}, prepared, inputs)["put back"], inputs.images)

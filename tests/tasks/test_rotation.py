@@ -78,7 +78,7 @@ def test_saying_every_turn_gives_full_accuracy_and_shows_the_picture() -> None:
     right, tiles = task().loss({"rotation": output}, prepared, inputs, SingleRank()).metrics["accuracy"]
 
     assert (right.item(), tiles.item()) == (16, 16)
-    assert torch.equal(task().illustrate({"rotation": output}, prepared, inputs)[2], inputs.images)
+    assert torch.equal(task().illustrate({"rotation": output}, prepared, inputs)["turned back"], inputs.images)
 
 
 @pytest.mark.parametrize(

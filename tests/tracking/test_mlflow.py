@@ -439,7 +439,7 @@ def test_the_page_of_a_run_is_named(config: Recording) -> None:
     config = started(config)
     experiment = MlflowClient(config.uri).get_run(run_id_of(config)).info.experiment_id
     url = run_url(config, run_id_of(config))
-    assert url == f"{config.uri}/#/experiments/{experiment}/runs/{config.run_id}"
+    assert url == f"{config.uri}/#/experiments/{experiment}/runs/{config.run_id}?workflowType=machine_learning"
 
 
 def test_without_an_address_a_database_in_the_home_folder_is_used(

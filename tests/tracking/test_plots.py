@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from hmtl_dist.tracking.jsonl import Journal
@@ -39,6 +40,19 @@ def test_curves_hold_the_last_value_of_a_step_that_was_taken_twice(tmp_path: Pat
     assert read_curves(journal.path) == {"loss": [(1, 3.0), (2, 2.5), (3, 1.0)]}
 
 
-def test_curves_become_one_picture() -> None:
-    picture = draw_learning_curves({f"loss/{i}": [(1, 2.0), (2, 1.0)] for i in range(4)})
-    assert (picture.dtype, picture.ndim, picture.shape[2]) == (np.uint8, 3, 3)
+FRAME = 400
+"""Pixels of the width of a frame."""
+
+
+@pytest.mark.parametrize(
+    ("names", "frames"),
+    [
+        (("train/loss/age", "eval/age/loss"), 1),
+        (("train/loss/age", "eval/age/loss", "train/loss/total"), 2),
+        (("train/age/mae", "eval/age/mae", "eval/age/loss"), 2),
+        (("eval/age/mae", "eval/age/group/gender/male/mae", "train/samples_per_second", "data/skipped"), 1),
+    ],
+)
+def test_a_frame_is_of_what_training_and_evaluation_call_alike(names: tuple[str, ...], frames: int) -> None:
+    picture = draw_learning_curves({name: [(1, 2.0), (2, 1.0)] for name in names})
+    assert (picture.dtype, picture.shape[1:]) == (np.uint8, (FRAME * frames, 3))
