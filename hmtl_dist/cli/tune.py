@@ -66,6 +66,7 @@ def tune(
 
 def _run(request: "Request", seeds: list[int], console: "Console", *, quiet: bool) -> "Outcome":
     from hmtl_dist.cli.tune_view import SweepView
+    from hmtl_dist.data.storage.waits import WaitNotice
     from hmtl_dist.tracking.redact import redact
     from hmtl_dist.tune.sweep import Onlooker, run_sweep
 
@@ -75,7 +76,9 @@ def _run(request: "Request", seeds: list[int], console: "Console", *, quiet: boo
             return run_sweep(request, Onlooker(), retrain=seeds)
         console.say(f"sweep {request.name}: log {log}")
         _tell_left_out(request, console)
-        return run_sweep(request, SweepView(console, request.space), retrain=seeds)
+        view = SweepView(console, request.space)
+        with WaitNotice(view.wait):
+            return run_sweep(request, view, retrain=seeds)
 
 
 def _tell(request: "Request", outcome: "Outcome", console: "Console") -> None:

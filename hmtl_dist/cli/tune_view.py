@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from hmtl_dist.console import Console, duration
+from hmtl_dist.console import Console, Paced, duration, waiting
+from hmtl_dist.data.storage.waits import LOOK_SECONDS, Wait
 from hmtl_dist.train.base import Progress
 from hmtl_dist.tune.analysis import best_so_far, ranked, short_names, shown
 from hmtl_dist.tune.book import Book
@@ -36,6 +37,8 @@ class SweepView(Onlooker):
         self._last = 0.0
         self._began = time.monotonic()
         self._lock = threading.Lock()
+        self._waits = Paced(console)
+        self._wait: tuple[Wait, float] | None = None
 
     def begin(self, title: str, book: Book, concurrency: int, seconds: float, hours: float | None) -> None:
         """Open the table."""
@@ -52,6 +55,12 @@ class SweepView(Onlooker):
     def note(self, line: str) -> None:
         """Show a line."""
         self._console.say(line)
+
+    def wait(self, wait: Wait) -> None:
+        """Show what the sweep or a trial waits for; called in another thread, about once a second."""
+        self._wait = wait, time.monotonic()
+        if self._live is None:
+            self._waits.tell(None, wait.what, wait.seconds)
 
     def progress(self, number: int, progress: Progress) -> None:
         """Keep the last line of each trial."""
@@ -132,6 +141,8 @@ class SweepView(Onlooker):
             parts.append(f"ETA {duration(left)}")
         if self._hours is not None:
             parts.append(f"budget left {duration(self._hours * 3600 - seconds)}")
+        if self._wait is not None and time.monotonic() - self._wait[1] < 2 * LOOK_SECONDS:
+            parts.append(waiting(self._wait[0].what, self._wait[0].seconds))
         return "  ".join(parts)
 
     def _word(self, record: Record) -> str:

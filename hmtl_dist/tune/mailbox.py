@@ -1,4 +1,4 @@
-"""What the driver of a sweep and its trials tell each other: progress up, a stop request down.
+"""What the driver of a sweep and its trials tell each other: progress and waits up, a stop request down.
 
 The class knows nothing of Ray: the search makes an actor of it. A trial waits for the request in one pending call, and
 ends when the mailbox is gone, since the driver is gone with it.
@@ -7,6 +7,7 @@ ends when the mailbox is gone, since the driver is gone with it.
 import asyncio
 from collections import deque
 
+from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.train.base import Progress
 
 _KEPT = 10_000
@@ -17,15 +18,15 @@ class Mailbox:
     """Mailbox between a sweep's driver and its trials."""
 
     def __init__(self) -> None:
-        self._lines: deque[tuple[int, Progress]] = deque(maxlen=_KEPT)
+        self._lines: deque[tuple[int, Progress | Wait]] = deque(maxlen=_KEPT)
         self._stop = asyncio.Event()
 
-    async def push(self, number: int, progress: Progress) -> None:
-        """Leave a trial's line of progress for the driver."""
-        self._lines.append((number, progress))
+    async def push(self, number: int, line: Progress | Wait) -> None:
+        """Leave a trial's line of progress for the driver, or what it waits for."""
+        self._lines.append((number, line))
 
-    async def take(self) -> list[tuple[int, Progress]]:
-        """Hand over the lines left since the last call, oldest first."""
+    async def take(self) -> list[tuple[int, Progress | Wait]]:
+        """Hand over what was left since the last call, oldest first."""
         lines = list(self._lines)
         self._lines.clear()
         return lines

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hmtl_dist.config.explain import choices
+from hmtl_dist.data.storage.waits import Wait, WaitNotice
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.driver import drive
 from hmtl_dist.launch.failure import one_line
@@ -62,10 +63,10 @@ class Member:
     """One trial at a time.
 
     Args:
-        push: Sends a line of progress to the driver, without waiting.
+        push: Sends a line of progress, or what the trial waits for, to the driver, without waiting.
     """
 
-    def __init__(self, push: Callable[[int, Progress], None]) -> None:
+    def __init__(self, push: Callable[[int, Progress | Wait], None]) -> None:
         self._push = push
         self._asked = threading.Event()
         self._over = False
@@ -142,7 +143,8 @@ class Member:
     def _run(self, trial: Trial, params: dict[str, Any], donor: str | None, told: News) -> None:
         """Train every seed; what a seed cannot do without the process being at fault is told, not raised."""
         try:
-            self._train(trial, params, donor, told)
+            with WaitNotice(lambda wait: self._push(trial.number, wait)):
+                self._train(trial, params, donor, told)
         except StopNow:
             return
         except (UserError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, OSError) as error:
@@ -175,6 +177,7 @@ class Member:
                     again="changed" if trial.exchanges else "unchanged",
                     listener=listener,
                     parent=trial.parent,
+                    on_wait=lambda wait: self._push(trial.number, wait),
                 )
             except Exception:  # what it has cost is told with what broke
                 told.seconds += listener.lap()

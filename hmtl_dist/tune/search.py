@@ -24,6 +24,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.search import SearchAlgorithm
 
+from hmtl_dist.data.storage.waits import Wait, hear
 from hmtl_dist.launch.failure import TrainingError, one_line
 from hmtl_dist.launch.ray_cluster import Cluster
 from hmtl_dist.launch.ray_nodes import actor_here
@@ -137,11 +138,14 @@ def _done(future: "Future[Any]") -> bool:
 
 def _take(mailbox: Any, watcher: Watcher) -> None:
     try:
-        lines: list[tuple[int, Progress]] = ray.get(mailbox.take.remote(), timeout=_ANSWER_SECONDS)
+        lines: list[tuple[int, Progress | Wait]] = ray.get(mailbox.take.remote(), timeout=_ANSWER_SECONDS)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayError):
         lines = []
-    for number, progress in lines:
-        watcher.progress(number, progress)
+    for number, line in lines:
+        if isinstance(line, Wait):
+            hear(line)
+        else:
+            watcher.progress(number, line)
     watcher.tick()
 
 

@@ -195,6 +195,7 @@ class _Sweep:
         watcher = _Watcher(self, title, book, hours_left)
         # an own Ray has room for as many trials as there are cores, and for as many as are asked for
         wanted = math.ceil(launch.world_size * launch.cpus_per_worker * (space.concurrency or 1))
+        self._onlooker.note("starting Ray")
         with ray_cluster(launch, num_cpus=max(wanted, len(os.sched_getaffinity(0)))) as cluster:
             from hmtl_dist.tune.search import Job, run_trials  # Ray reads its environment when it is imported
 

@@ -1,7 +1,12 @@
 """The time left of a sweep is told by the pictures that are left."""
 
-from hmtl_dist.cli.tune_view import seconds_left
+import pytest
+
+from hmtl_dist.cli.tune_view import SweepView, seconds_left
+from hmtl_dist.console import Console
+from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.tune.ledger import Record
+from tests.tune.spaces import space
 
 
 def trial(number: int, images: int, *, ended: bool = False) -> Record:
@@ -34,3 +39,9 @@ def test_the_time_left_falls_as_time_passes_although_no_trial_ends() -> None:
 def test_a_trial_that_takes_longer_than_those_that_ended_owes_nothing() -> None:
     records = [trial(0, 160, ended=True), trial(1, 1440)]
     assert seconds_left(records, {1: 95}, total=2, images_before=0, seconds=10) == 0
+
+
+def test_what_is_waited_for_is_told_before_there_is_a_table(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console() as console:
+        SweepView(console, space()).wait(Wait("s3://faces", 12.0))
+    assert capfd.readouterr().out == "waiting for s3://faces 12s\n"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.train.base import Progress
 from hmtl_dist.tune.member import Member
 from hmtl_dist.tune.trials import Recipe, Trial
@@ -23,11 +24,11 @@ def faces_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def member() -> Generator[Member]:
-    lines: list[tuple[int, Progress]] = []
-    one = Member(lambda number, progress: lines.append((number, progress)))
+    lines: list[Progress | Wait] = []
+    one = Member(lambda number, line: lines.append(line))
     yield one
     assert one.end()
-    assert all(progress.total_steps for _, progress in lines)
+    assert all(line.total_steps for line in lines if isinstance(line, Progress))
 
 
 def trial(url: str, storage: Path, number: int = 0, seeds: tuple[int, ...] = (0,), **sections: Any) -> Trial:
@@ -67,7 +68,7 @@ def test_a_trial_that_is_stopped_early_leaves_its_process_to_the_next(
 
 
 def test_a_trial_asked_to_stop_goes_on_later_to_the_same_end(faces_url: str, tmp_path: Path) -> None:
-    whole, first, second = (Member(lambda number, progress: None) for _ in range(3))
+    whole, first, second = (Member(lambda number, line: None) for _ in range(3))
     whole.start(trial(faces_url, tmp_path, number=1), {PUZZLING: 0.5})
     expected = [whole.next(), whole.next(), whole.next()][-1]
 
@@ -86,7 +87,7 @@ def test_a_trial_asked_to_stop_goes_on_later_to_the_same_end(faces_url: str, tmp
 
 
 def test_an_evaluation_that_was_lost_on_its_way_is_told_from_its_checkpoint(faces_url: str, tmp_path: Path) -> None:
-    first, again, further = (Member(lambda number, progress: None) for _ in range(3))
+    first, again, further = (Member(lambda number, line: None) for _ in range(3))
     one = trial(faces_url, tmp_path)
     first.start(one, {PUZZLING: 0.5})
     lost = first.next()
