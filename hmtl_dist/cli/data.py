@@ -180,7 +180,7 @@ def build_and_print(
 
 def _be_strict(report: "BuildReport | ForeignReport", *, strict: bool) -> None:
     if strict and report.told:
-        raise UserError("--strict: something was left out or has different labels; what it was stands above")
+        raise UserError("--strict: something was left out, or labels are missing or differ; what it was stands above")
 
 
 def last_part(url: str) -> str:

@@ -29,7 +29,10 @@ Group = Annotated[str | None, typer.Option(help="Entry that says whom a picture 
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the cores of this machine when not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Fail if anything was left out, or a picture has different labels.")
+    bool,
+    typer.Option(
+        "--strict", help="Fail if anything was left out, a label has no value, or a picture has different ones."
+    ),
 ]
 
 

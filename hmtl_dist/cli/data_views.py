@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from hmtl_dist.data.catalog.registry import DataSet
     from hmtl_dist.data.dataset.build import BuildReport
+    from hmtl_dist.data.dataset.conflicts import Survey
     from hmtl_dist.data.dataset.foreign import ForeignReport
     from hmtl_dist.data.dataset.schema import IndexHeader
     from hmtl_dist.data.dataset.verify import Pair, VerifyReport
@@ -32,7 +33,8 @@ def build_json(report: "BuildReport") -> object:
         "splits": {split: header.model_dump() for split, header in report.headers.items()},
         "kept_shards": report.kept_shards,
         "rejected": [[row.name, row.reason] for row in report.rejected],
-        "different_labels": report.conflicts,
+        "different_labels": report.survey.conflicts,
+        "unlabelled": report.survey.unlabelled,
     }
 
 
@@ -46,7 +48,8 @@ def index_json(report: "ForeignReport") -> object:
         "passed_over": dict(report.passed_over),
         "doubled": list(report.doubled),
         "others": dict(report.others),
-        "different_labels": list(report.conflicts),
+        "different_labels": report.survey.conflicts,
+        "unlabelled": report.survey.unlabelled,
     }
 
 
@@ -63,7 +66,13 @@ def print_built(report: "BuildReport", out: str) -> None:
             typer.echo(f"  {names[reason]}{f' and {count - 1:,} more' if count > 1 else ''}: {reason}")
         if len(reasons) > _SHOWN:
             typer.echo("  …")
-    _print_findings("pictures that are there twice, with different labels", report.conflicts)
+    _print_survey(report.survey)
+
+
+def _print_survey(survey: "Survey") -> None:
+    for name, count in sorted(survey.unlabelled.items()):
+        typer.echo(f"no {name}: {count:,} samples")
+    _print_findings("pictures that are there twice, with different labels", survey.conflicts)
 
 
 def print_catalogue(data_sets: "Sequence[DataSet]") -> None:
@@ -96,7 +105,7 @@ def print_indexed(report: "ForeignReport") -> None:
     if report.others:
         counts = ", ".join(f"{count:,} .{ending}" for ending, count in report.others.most_common(_SHOWN))
         typer.echo(f"neither pictures nor labels, and left alone: {counts}")
-    _print_findings("pictures that are there twice, with different labels", report.conflicts)
+    _print_survey(report.survey)
 
 
 def print_headers(headers: "Sequence[IndexHeader]") -> None:

@@ -118,6 +118,24 @@ def test_a_picture_with_different_labels_is_told_by_builds_and_indexing(tmp_path
     assert run("index", str(tmp_path / "both"), "--num-workers", "1", "--strict")[0] == 2
 
 
+def test_values_that_are_taken_for_none_are_counted_by_builds_and_indexing(tmp_path: Path, run: Run) -> None:
+    source, out = tmp_path / "pictures", str(tmp_path / "out")
+    source.mkdir()
+    rows = ["file,mood,age"]
+    for n, values in enumerate(("calm,30", "glad,n/a", "NA,", "calm,41")):
+        (source / f"{n}.jpg").write_bytes(face_jpeg(0, n, 10, 32))
+        rows.append(f"{n}.jpg,{values}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    labels = ("--label", "mood", "--label", "age:number:years")
+    table = ("--labels", str(tmp_path / "labels.csv"), *labels, "--split", "train=1", "--num-workers", "1")
+    for command in (("build", "folder", str(source), out, *table), ("index", out, "--num-workers", "1")):
+        code, answer = run(*command)
+        assert code == 0
+        assert "no age: 2 samples\nno mood: 1 samples\n" in answer
+        assert json.loads(run(*command, "--json")[1])["unlabelled"] == {"mood": 1, "age": 2}
+        assert run(*command, "--strict")[0] == 2
+
+
 def test_a_folder_a_class_is_built_without_a_table(tmp_path: Path, run: Run) -> None:
     source = class_folders(tmp_path / "src", ("train", "val"))
     code, answer = run("build", "folder", str(source), str(tmp_path / "out"), "--num-workers", "1", "--json")

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from hmtl_dist.config.base import Section
 from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError
-from hmtl_dist.data.dataset.conflicts import find_conflicts
+from hmtl_dist.data.dataset.conflicts import Survey, survey
 from hmtl_dist.data.dataset.copies import as_rejected, find_copies
 from hmtl_dist.data.dataset.index import table_key
 from hmtl_dist.data.dataset.pictures import PictureSettings, store_picture
@@ -97,13 +97,13 @@ class BuildReport:
     """Samples that were left out."""
     kept_shards: int
     """Shards that an earlier call had finished."""
-    conflicts: list[str]
-    """The same picture twice with different labels: both samples, and the labels."""
+    survey: Survey
+    """What should be known of the labels."""
 
     @property
     def told(self) -> bool:
         """Whether there is something that should be looked at."""
-        return bool(self.rejected or self.conflicts)
+        return bool(self.rejected or self.survey.conflicts or self.survey.unlabelled)
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,7 @@ def build(
     ]
     _write_rejected(storage, rejected)
     headers = _write_indexes(storage, manifest, tuple(names.values()), results, rejected)
-    conflicts = [] if settings.drop_duplicates else find_conflicts(url)
-    return BuildReport(headers, rejected, sum(result.kept for result in results), conflicts)
+    return BuildReport(headers, rejected, sum(result.kept for result in results), survey(url))
 
 
 def _assign(

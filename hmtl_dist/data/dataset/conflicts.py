@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,18 @@ Row = tuple[ShardIndex, int, int]
 """An index, a shard of it, and a row of that shard's side table."""
 
 
-def find_conflicts(url: str) -> list[str]:
-    """Name the pairs of samples of a data set that are the same picture, byte by byte, and have different labels.
+@dataclass(frozen=True)
+class Survey:
+    """What should be known of a data set's labels."""
+
+    conflicts: list[str]
+    """The same picture, byte by byte, with different labels: both samples, and the labels."""
+    unlabelled: dict[str, int]
+    """Samples that have no value of a label, by its name; labels that all have are left out."""
+
+
+def survey(url: str) -> Survey:
+    """Look a data set's labels over.
 
     Only the side tables are read, each once but for those of the samples that are named.
 
@@ -28,18 +39,23 @@ def find_conflicts(url: str) -> list[str]:
     indexes = [open_index(url, split) for split in open_dataset(url).splits]
     shards = [(index, shard) for index in indexes for shard in range(len(index))]
     if not shards:
-        return []
+        return Survey([], {})
     with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="conflicts") as pool:
         tables = list(pool.map(_columns, shards))
     digests = np.concatenate([digest for digest, _ in tables])
     pairs = same_pairs(digests)
     differ = np.zeros(len(pairs), dtype=np.bool_)
+    unlabelled: dict[str, int] = {}
     for name in indexes[0].header.fields:  # numbered alike in all splits of a set
-        one, other = np.concatenate([labels[name] for _, labels in tables])[pairs].T
-        differ |= _is_there(one) & _is_there(other) & (one != other)
+        values = np.concatenate([labels[name] for _, labels in tables])
+        there = _is_there(values)
+        if not there.all():
+            unlabelled[name] = int((~there).sum())
+        (one, other), both = values[pairs].T, there[pairs].all(axis=1)
+        differ |= both & (one != other)
     row_of = locator(shards, [len(digest) for digest, _ in tables])
     told = (conflict_of(row_of(one), row_of(other)) for one, other in pairs[differ].tolist())
-    return [one for one in told if one is not None]
+    return Survey([one for one in told if one is not None], unlabelled)
 
 
 def locator(shards: Sequence[tuple[ShardIndex, int]], sizes: Sequence[int]) -> Callable[[int], Row]:

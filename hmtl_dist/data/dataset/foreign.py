@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from hmtl_dist.data.dataset.conflicts import find_conflicts
+from hmtl_dist.data.dataset.conflicts import Survey, survey
 from hmtl_dist.data.dataset.index import open_dataset, open_index, table_key
 from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, read_value
 from hmtl_dist.data.dataset.pool import run_tasks
@@ -57,13 +57,14 @@ class ForeignReport:
     """Files of a kind that their sample has already, as TAR: NAME."""
     others: Counter[str] = field(default_factory=Counter[str])
     """Files that are neither pictures nor labels, by their ending."""
-    conflicts: Sequence[str] = ()
-    """The same picture twice with different labels: both samples, and the labels."""
+    survey: Survey = field(default_factory=lambda: Survey([], {}))
+    """What should be known of the labels."""
 
     @property
     def told(self) -> bool:
         """Whether there is something that should be looked at."""
-        return bool(self.without_picture or self.without_labels or self.passed_over or self.doubled or self.conflicts)
+        left_out = self.without_picture or self.without_labels or self.passed_over or self.doubled
+        return bool(left_out or self.survey.conflicts or self.survey.unlabelled)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def index_shards(
         passed_over=found.passed_over,
         doubled=[name for shard in scanned for name in shard.doubled],
         others=sum((shard.others for shard in scanned), Counter[str]()),
-        conflicts=find_conflicts(url),
+        survey=survey(url),
     )
 
 

@@ -193,6 +193,7 @@ def test_strict_fails_when_anything_was_left_out_and_says_what(tmp_path: Path) -
     assert result.exit_code == 2
     assert "left out, for its sample has one already: train/a.tar: 0.png" in result.stdout
     assert (
-        result.stderr == "error: --strict: something was left out or has different labels; what it was stands above\n"
+        result.stderr
+        == "error: --strict: something was left out, or labels are missing or differ; what it was stands above\n"
     )
     assert isinstance(index_shards(str(tmp_path)), ForeignReport)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hmtl_dist.data.catalog.folder import FolderAdapter
 from hmtl_dist.data.dataset.build import BuildSettings, build
-from hmtl_dist.data.dataset.conflicts import find_conflicts
+from hmtl_dist.data.dataset.conflicts import survey
 from hmtl_dist.data.dataset.duplicates import BANDS, NEAR_BITS, near_pairs, same_pairs
 from hmtl_dist.data.dataset.labels import parse_labels
 from hmtl_dist.data.dataset.schema import Field
@@ -157,7 +157,7 @@ def test_the_same_picture_with_different_labels_is_named_with_both(tmp_path: Pat
     where = f"{url}/train/shard-000000.tar"
     assert report.conflicts == [f"{where} 000 and {where} 001: mood calm and glad"]
     assert not report.is_sound
-    assert find_conflicts(url) == report.conflicts
+    assert survey(url).conflicts == report.conflicts
 
 
 def test_a_picture_of_another_set_that_is_mixed_in_is_found(tmp_path: Path) -> None:
