@@ -298,6 +298,10 @@ class ProgressBar:
         """
         raise NotImplementedError
 
+    def tell(self, text: str) -> None:
+        """Tell what is done between two steps, in place of the figures."""
+        raise NotImplementedError
+
     def _update(self, step: int, parts: Sequence[str]) -> None:
         raise NotImplementedError
 
@@ -335,8 +339,11 @@ class _Bar(ProgressBar):
 
     def wait(self, what: str, seconds: float) -> None:
         """Tell what is waited for: as much of its end as there is room for."""
-        what = _fitting(what, self._room() - cell_len(waiting("", seconds)))
-        self._bar.update(self._task, figures=waiting(what, seconds))
+        self.tell(waiting(_fitting(what, self._room() - cell_len(waiting("", seconds))), seconds))
+
+    def tell(self, text: str) -> None:
+        """Tell it where the figures were."""
+        self._bar.update(self._task, figures=text if cell_len(text) <= self._room() else "")
         self._bar.refresh()
 
     def _room(self) -> int:
@@ -349,7 +356,7 @@ class _Lines(ProgressBar):
         self._title = title
         self._total = total
         self._interval = interval
-        self._shown = self._told_wait = -interval
+        self._shown = self._told = -interval
         self._step: int | None = None
         self._left = ""
 
@@ -372,10 +379,14 @@ class _Lines(ProgressBar):
 
     def wait(self, what: str, seconds: float) -> None:
         """Tell what is waited for."""
+        self.tell(waiting(what, seconds))
+
+    def tell(self, text: str) -> None:
+        """Tell it in a line of its own, if it is time for one."""
         now = time.monotonic()
-        if now - self._told_wait >= self._interval:
-            self._told_wait = now
-            self._console.say(waiting(what, seconds))
+        if now - self._told >= self._interval:
+            self._told = now
+            self._console.say(text)
 
 
 class _Reader(io.FileIO):

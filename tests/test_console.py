@@ -252,3 +252,24 @@ def test_plain_progress_tells_the_last_step_once(capfd: pytest.CaptureFixture[st
         for step in (1, 3, 3):
             progress.update(step)
     assert capfd.readouterr().out.splitlines() == ["train 1/3 33%", "train 3/3 100%"]
+
+
+def test_what_is_done_between_two_steps_stands_in_place_of_the_figures() -> None:
+    program = """
+from hmtl_dist.console import Console
+with Console() as console, console.progress("train", 300) as progress:
+    progress.update(150, samples_per_second=48.1, losses={"total": 0.5}, eta_seconds=60)
+    progress.tell("evaluating 45%  ETA 12s")
+"""
+    assert frames(program, 80)[-1].endswith("150/300  50% evaluating 45%  ETA 12s")
+
+
+def test_plain_progress_tells_what_is_done_between_two_steps_once_an_interval(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with Console() as console, console.progress("train", 100) as progress:
+        progress.update(1)
+        progress.tell("evaluating 45%")
+        progress.tell("evaluating 55%")
+        progress.update(2)
+    assert capfd.readouterr().out.splitlines() == ["train 1/100 1%", "evaluating 45%", "train 2/100 2%"]

@@ -263,9 +263,14 @@ class _View:
 
     def show(self, step: "Step") -> None:
         """Show a line of progress."""
+        from hmtl_dist.console import duration
+
         bar = self._bar = self._bar or self._stack.enter_context(self._console.progress("train", step.total_steps))
         if step.phase == "resume":  # nothing has been measured yet
             bar.update(step.global_step)
+        elif step.phase == "evaluating":
+            left = "" if step.eta_seconds is None else f"  ETA {duration(step.eta_seconds)}"
+            bar.tell(f"evaluating {step.share:.0%}{left}")
         else:
             bar.update(
                 step.global_step,

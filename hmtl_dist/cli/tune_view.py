@@ -64,7 +64,7 @@ class SweepView(Onlooker):
 
     def progress(self, number: int, progress: Progress) -> None:
         """Keep the last line of each trial."""
-        if progress.phase != "resume":  # in which nothing has been measured
+        if progress.phase in ("train", "evaluate"):  # in the others nothing has been measured
             self._lines[number] = progress
 
     def ended(self, record: Record) -> None:

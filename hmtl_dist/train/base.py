@@ -54,7 +54,8 @@ class Progress:
     """One line of progress, from rank 0."""
 
     phase: str
-    """`train`, `evaluate`, or `resume`: the evaluation that the checkpoint which the run goes on from was saved at."""
+    """`train`, `evaluating`, `evaluate` after it, or `resume`: the evaluation that the checkpoint which the run goes on
+    from was saved at."""
     global_step: int
     total_steps: int
     epoch: float
@@ -68,6 +69,9 @@ class Progress:
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     """Evaluation figures, when there are new ones."""
     eta_seconds: float | None = None
+    """Time left of the run, or of an evaluation that is under way."""
+    share: float = 1.0
+    """How much of an evaluation that is under way is done, in [0, 1]."""
 
 
 @dataclass(frozen=True)

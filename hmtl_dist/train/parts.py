@@ -134,7 +134,7 @@ def evaluate_state(
     @contextmanager
     def batches() -> Generator[Iterable[Batch]]:
         with open_stream(config, selection, rank_context) as stream:
-            yield _told(stream, total, on_progress)
+            yield counted(stream, total, on_progress)
 
     evaluator = build_evaluator(
         config,
@@ -148,8 +148,8 @@ def evaluate_state(
     return evaluator(parts.model)
 
 
-def _told(batches: Iterable[Batch], total: int, on_progress: Callable[[int, int], None]) -> Iterator[Batch]:
-    """Yield batches and tell how many pictures have been taken."""
+def counted(batches: Iterable[Batch], total: int, on_progress: Callable[[int, int], None]) -> Iterator[Batch]:
+    """Yield batches and tell how many pictures have been taken of how many."""
     done = 0
     on_progress(done, total)
     for batch in batches:

@@ -1,7 +1,9 @@
 """One rank of a run: everything it trains with, put together and run to the end."""
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import cast
@@ -24,7 +26,7 @@ from hmtl_dist.tasks.base import Ranks, SingleRank
 from hmtl_dist.tasks.objective import Objective
 from hmtl_dist.tracking.base import RunStatus, SilentTracker, Tracker
 from hmtl_dist.tracking.jsonl import Journal
-from hmtl_dist.train.base import Listener, Outcome, RankContext, StopNow
+from hmtl_dist.train.base import Listener, Outcome, Progress, RankContext, StopNow
 from hmtl_dist.train.best import EMA, LAST, renamed, with_best
 from hmtl_dist.train.data_report import DataReport
 from hmtl_dist.train.evaluate import Evaluation
@@ -34,11 +36,14 @@ from hmtl_dist.train.initial import initialise
 from hmtl_dist.train.inputs import Feed, InputMaker, copier_of
 from hmtl_dist.train.loop import RankBatch, Run, train
 from hmtl_dist.train.nodes import Nodes
-from hmtl_dist.train.parts import build_evaluator, build_parts, reseed
+from hmtl_dist.train.parts import build_evaluator, build_parts, counted, reseed
 from hmtl_dist.train.recording import Recorder
 from hmtl_dist.train.saving import Restored, Saver
 from hmtl_dist.train.streams import evaluation_of, make_plan, make_schedule, open_stream
 from hmtl_dist.train.watchdog import Watchdog
+
+TELL_SECONDS = 2.0
+"""Time between two words on how far an evaluation is."""
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +125,8 @@ class Trainer:
         self.watchdog: Watchdog | None = None
         """Told of every batch, where the run is watched."""
         self._evaluated_at: int | None = None
+        self._evaluating: Callable[[int, int], None] = lambda done, total: None
+        """Told how far an evaluation is."""
         if config.data.num_workers:
             urls = [config.data.url, config.data.eval_url or "", *(one.url for one in config.data.mix)]
             preload_workers(urls, [GeometricTransform.__module__])
@@ -156,10 +163,13 @@ class Trainer:
         )
         self.recorder = Recorder(config, rank_context, self._training, evaluation, self.objective)
 
+        share = make_plan(config, evaluation, shuffle=False).num_draws / rank_context.world_size
+
         @contextmanager
         def batches() -> Generator[Iterable[Batch]]:
             with open_stream(config, evaluation, rank_context) as stream:
-                yield stream if self.watchdog is None else self.watchdog.each(stream)
+                told = counted(stream, math.ceil(share), self._evaluating)
+                yield told if self.watchdog is None else self.watchdog.each(told)
 
         self._evaluator = build_evaluator(config, self.objective, evaluation, batches, device=self.device, ranks=ranks)
 
@@ -207,7 +217,7 @@ class Trainer:
             callbacks=self.rank_context.run.callbacks,
             shows=rank == 0,
             reseed=lambda micro_step: reseed(seed, rank, micro_step, self.device),
-            evaluate=lambda step, known: self.evaluate(step, known, tracker),
+            evaluate=lambda step, known: self.evaluate(step, known, tracker, listener),
             save=lambda step, metrics: self.saver.save(step, metrics, guard.skipped, self._evaluated_at),
             saved=self.saver.saved,
             due=lambda: self.saver.due() or listener.should_save(),
@@ -232,13 +242,15 @@ class Trainer:
             for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)
         ]
 
-    def evaluate(self, step: int, known: Mapping[str, float], tracker: Tracker) -> dict[str, float]:
+    def evaluate(self, step: int, known: Mapping[str, float], tracker: Tracker, listener: Listener) -> dict[str, float]:
         """Evaluate, record pictures and confusion matrices, and return the figures; collective.
 
         Where the run averages its weights or monitors a figure, the end of the run tells the last weights' figures
         (`last/...`) from the average's (`ema/...`), and every evaluation tells the best one's so far (`best/...`).
         """
         self._evaluated_at = step
+        if self.rank_context.rank == 0:
+            self._evaluating = self._teller(step, listener)
         pictures = self.rank_context.rank == 0 and self.config.tracking.pictures
         evaluation: Evaluation = self._evaluator(cast("HMTLModel", self.engine.evaluation_module()), pictures=pictures)
         for name, picture in evaluation.pictures.items():
@@ -248,6 +260,33 @@ class Trainer:
         return with_best(
             evaluation.metrics | self._by_weights(step, evaluation.metrics), known, step, self.config.train
         )
+
+    def _teller(self, step: int, listener: Listener) -> Callable[[int, int], None]:
+        """Return what tells a listener now and then how far the evaluation at a step is."""
+        begun = last = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal begun, last
+            now = time.monotonic()
+            if done == 0:
+                begun = last = now
+            elif now - last >= TELL_SECONDS:
+                last = now
+                listener.progress(
+                    Progress(
+                        phase="evaluating",
+                        global_step=step,
+                        total_steps=self.schedule.total_steps,
+                        epoch=step / self.schedule.steps_per_epoch,
+                        samples_per_second=0.0,
+                        wait_share=0.0,
+                        learning_rate=self.engine.learning_rate,
+                        eta_seconds=(now - begun) / done * (total - done),
+                        share=done / total,
+                    )
+                )
+
+        return tell
 
     def _by_weights(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the figures of the last and of the averaged weights by name, at the end of the run; collective."""

@@ -53,10 +53,17 @@ def resumed(url: str) -> Finished:
     return finish(config("resumed", url))
 
 
-def test_the_same_run_twice_gives_the_same_weights(uninterrupted: Finished, url: str) -> None:
-    again = finish(config("again", url))
+def test_the_same_run_twice_gives_the_same_weights_while_somebody_watches_it_evaluate(
+    uninterrupted: Finished, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hmtl_dist.train.worker.TELL_SECONDS", 0.0)
+    shown: list[Progress] = []
+    again = finish(config("again", url), shown.append)
     assert weights(again.outcome.checkpoint) == weights(uninterrupted.outcome.checkpoint)
     assert again.outcome.metrics == uninterrupted.outcome.metrics
+    told = [(line.global_step, line.share) for line in shown if line.phase == "evaluating"]
+    averaged_and_last = [STEPS_PER_EPOCH * (epoch + 1) for epoch in range(EPOCHS)] + [TOTAL_STEPS]
+    assert told == [(step, share) for step in averaged_and_last for share in (16 / 24, 1.0)]
 
 
 @pytest.mark.nightly

@@ -357,7 +357,8 @@ def test_where_every_checkpoint_is_damaged_the_run_is_refused_and_begins_anew_on
     said: list[str] = []
     steps: list[int] = []
     drive(tree_, lambda progress: steps.append(progress.global_step), again="anew", say=said.append)
-    assert (steps[0], said) == (1, [])
+    assert steps[0] == 1
+    assert not [line for line in said if line.startswith(("goes on", "passing over"))]
     assert stored(str(tmp_path), "spoiled") == whole
 
 
