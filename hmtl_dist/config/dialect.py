@@ -84,7 +84,10 @@ def parse(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark is not None and "\n" in text else ""
-        raise UserError(f"{where}{line}: {error.problem or error.context or 'not YAML'}") from error
+        said = error.problem or error.context or "not YAML"
+        if r"'\t'" in said:
+            said = "a tab stands where YAML takes spaces only; indent with spaces"
+        raise UserError(f"{where}{line}: {said}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{where}: not YAML: {' '.join(str(error).split()) or 'nested too deeply'}") from error
 

@@ -11,20 +11,21 @@ from pydantic_core import ErrorDetails
 from hmtl_dist.config.schema import Slot, literals, paths_named
 from hmtl_dist.errors import nearest
 
+_LIST = "a list"
 _EXPECTED = {
     "bool": "true or false",
     "bytes": "text",
     "date": "a date",
     "dict": "a mapping of keys to values",
     "float": "a number",
-    "frozen_set": "a list",
+    "frozen_set": _LIST,
     "int": "a whole number",
-    "list": "a list",
+    "list": _LIST,
     "mapping": "a mapping of keys to values",
     "path": "a path",
-    "set": "a list",
+    "set": _LIST,
     "string": "text (in quotes if it looks like a number)",
-    "tuple": "a list",
+    "tuple": _LIST,
 }
 """What a field takes, by the first word of pydantic's error type."""
 
@@ -132,7 +133,14 @@ def _allowed(kind: str, given: Any, context: Mapping[str, Any], slot: Slot) -> s
         return "a finite number"
     if kind.endswith(("_too_short", "_too_long")):
         return None
-    return next((words for start, words in _EXPECTED.items() if kind.startswith(f"{start}_")), None)
+    allowed = next((words for start, words in _EXPECTED.items() if kind.startswith(f"{start}_")), None)
+    return _as_list(given) if allowed == _LIST else allowed
+
+
+def _as_list(given: Any) -> str:
+    """Say that a list is wanted, and how one of what was given is written."""
+    names = isinstance(given, str) and re.fullmatch(r"\w+( *, *\w+)*", given)
+    return f"{_LIST}, such as [{given}]" if names or isinstance(given, (int, float)) else _LIST
 
 
 def _tag_problem(details: ErrorDetails, path: str, slot: Slot) -> _Problem:

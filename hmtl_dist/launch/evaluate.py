@@ -124,5 +124,5 @@ def load_run(run: str) -> tuple[str, EngineState, dict[str, dict[str, Tensor]], 
         run = str(home() / "runs" / run)
     found = find_checkpoint(run)
     if found is None:
-        raise UserError(f"{run}: no run and no complete checkpoint there; `ls {home() / 'runs'}` shows the runs")
+        raise UserError(f"{run}: no run and no complete checkpoint there; `hmtl-dist runs ls` shows the runs")
     return found

@@ -137,7 +137,7 @@ def load_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
     folder = str(home() / "runs" / run) if named else run.rstrip("/")
     config = config_of(read_record(folder), folder)
     if config is None:
-        raise UserError(f"{run}: no run there; give a name that `ls {home() / 'runs'}` shows, or a run's folder or URL")
+        raise UserError(f"{run}: no run there; give a name that `hmtl-dist runs ls` shows, or a run's folder or URL")
     if not named:  # it may have been moved since
         storage, _, name = (folder if "://" in folder else str(Path(folder).resolve())).rpartition("/")
         config = config.model_copy(
