@@ -246,7 +246,6 @@ def _run(config: "RunConfig", console: "Console", *, quiet: bool, again: "Again"
                 again=again,
                 on_stop=stopping,
                 say=console.say,
-                on_wait=view.wait,
             )
 
 

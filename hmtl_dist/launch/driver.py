@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hmtl_dist.data.storage.config import settings as storage_settings
-from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.engine.checkpoint import complete_steps, newest_manifest
 from hmtl_dist.launch.cost import Cost, account
 from hmtl_dist.launch.discard import discard
@@ -54,7 +53,6 @@ def drive(
     say: Callable[[str], None] = lambda text: None,
     parent: str | None = None,
     callbacks: Sequence[Callback] = (),
-    on_wait: Callable[[Wait], None] = lambda wait: None,
 ) -> Finished:
     """Run a training to its end, going on where an earlier call with the same name stopped.
 
@@ -68,7 +66,6 @@ def drive(
         say: Called with what the user should know of where it runs.
         parent: MLflow run that the run belongs to, if it has none of its own yet.
         callbacks: Told on every rank, in its training process; picklable, with Ray.
-        on_wait: Called, about once a second, with what a worker of Ray waits for; `WaitNotice` tells of this process.
 
     Raises:
         UserError: Something the user can mend.
@@ -76,7 +73,7 @@ def drive(
     """
     folder = run_folder(config)
     if config.launch.kind == "local" and os.environ.get("RANK", "0") != "0":  # under torchrun every rank comes here
-        return _run(config, RunContext(folder, callbacks=tuple(callbacks)), show, on_stop, listener, say, on_wait)
+        return _run(config, RunContext(folder, callbacks=tuple(callbacks)), show, on_stop, listener, say)
     say("checking data, tasks and model")
     check(config)
     with storage_settings(config.storage), only_one(folder, config.name):
@@ -94,9 +91,9 @@ def drive(
             raise
         price = config.launch.node_hour_price
         if price is None:
-            return _run(config, run, show, on_stop, listener, say, on_wait)
+            return _run(config, run, show, on_stop, listener, say)
         begun, first_step = time.monotonic(), max(complete_steps(checkpoints_folder(folder)), default=0)
-        finished = _run(config, run, show, on_stop, listener, say, on_wait)
+        finished = _run(config, run, show, on_stop, listener, say)
         images = (finished.outcome.global_step - first_step) * config.data.batch_size
         return _with_cost(finished, run.recording, price, time.monotonic() - begun, images)
 
@@ -127,7 +124,6 @@ def _run(
     on_stop: Callable[[], None],
     listener: Listener | None,
     say: Callable[[str], None],
-    on_wait: Callable[[Wait], None],
 ) -> Finished:
     recording, run_id = run.recording, run.recording.run_id
     try:
@@ -140,7 +136,7 @@ def _run(
 
             say("starting Ray")
             should_stop = listener.should_stop if listener else None
-            outcome = run_ray(config, show, run=run, on_stop=on_stop, should_stop=should_stop, say=say, on_wait=on_wait)
+            outcome = run_ray(config, show, run=run, on_stop=on_stop, should_stop=should_stop, say=say)
     except KeyboardInterrupt:
         finish_run(recording, run_id, "KILLED")
         raise

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from hmtl_dist import garbage
 from hmtl_dist.data.storage.config import REACHED
-from hmtl_dist.data.storage.waits import Wait, WaitNotice
+from hmtl_dist.data.storage.waits import Wait, WaitNotice, hear
 from hmtl_dist.data.stream.worker import LoaderDiedError
 from hmtl_dist.errors import UserError
 from hmtl_dist.launch.failure import TrainingError, one_line
@@ -121,7 +121,6 @@ def run_ray(
     on_stop: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] | None = None,
     say: Callable[[str], None] = lambda text: None,
-    on_wait: Callable[[Wait], None] = lambda wait: None,
 ) -> Outcome:
     """Train on `launch.num_workers` Ray workers and return how it ended.
 
@@ -137,7 +136,6 @@ def run_ray(
         on_stop: Called once, inside a signal's handler, when a stop is asked for.
         should_stop: Asked now and then whether to stop in order, as after the first signal.
         say: Called with what the user should know of where it runs.
-        on_wait: Called on the main thread, about once a second, with what a rank waits for.
 
     Raises:
         UserError: A worker met something the user can mend, or the cluster is missing or closed.
@@ -153,11 +151,11 @@ def run_ray(
         asked = False
         while not _done(fit):
             cluster.check()
-            _show_new(relay, show, on_wait, say)
+            _show_new(relay, show, say)
             if not asked and (stop.requested or (should_stop is not None and should_stop())):
                 relay.request_stop.remote()
                 asked = True
-        _show_new(relay, show, on_wait, say)
+        _show_new(relay, show, say)
         return _outcome(fit, relay)
 
 
@@ -294,9 +292,7 @@ def _done(future: "Future[Any]") -> bool:
     return bool(wait([future], timeout=_LOOK_SECONDS).done)
 
 
-def _show_new(
-    relay: Any, show: Callable[[Progress], None], on_wait: Callable[[Wait], None], say: Callable[[str], None]
-) -> None:
+def _show_new(relay: Any, show: Callable[[Progress], None], say: Callable[[str], None]) -> None:
     import ray
 
     try:
@@ -313,7 +309,7 @@ def _show_new(
         else:
             show(line)
     if wait is not None:
-        on_wait(wait)
+        hear(wait)
 
 
 def _outcome(fit: "Future[Any]", relay: Any) -> Outcome:

@@ -177,7 +177,6 @@ class Member:
                     again="changed" if trial.exchanges else "unchanged",
                     listener=listener,
                     parent=trial.parent,
-                    on_wait=lambda wait: self._push(trial.number, wait),
                 )
             except Exception:  # what it has cost is told with what broke
                 told.seconds += listener.lap()
