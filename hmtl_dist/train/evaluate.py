@@ -92,7 +92,8 @@ class Evaluator:
                     if pictures and not sheets:
                         for task in pretext:
                             own = inputs.every(task.every)
-                            sheets[task.name] = sheet(task.illustrate(outputs[task.name], prepared[task.name], own))
+                            if shown := task.illustrate(outputs[task.name], prepared[task.name], own):
+                                sheets[task.name] = sheet(shown)
         metrics = {
             f"eval/{name}/{key}": value for name, counted in meters.items() for key, value in counted.compute().items()
         }

@@ -25,7 +25,7 @@ from hmtl_dist.train.base import RankContext
 from hmtl_dist.train.evaluate import Evaluation, Evaluator
 from hmtl_dist.train.groups import groupings_of
 from hmtl_dist.train.inputs import InputMaker
-from hmtl_dist.train.streams import evaluation_of, make_plan, open_stream
+from hmtl_dist.train.streams import evaluation_of, open_stream
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,11 @@ def evaluate_state(
     parts.follow(device)
     parts.objective.load_state(objective_state)
     rank_context = RankContext.alone(str(device))
-    total = make_plan(config, selection, shuffle=False).num_draws
 
     @contextmanager
     def batches() -> Generator[Iterable[Batch]]:
         with open_stream(config, selection, rank_context) as stream:
-            yield counted(stream, total, on_progress)
+            yield counted(stream, selection.num_draws, on_progress)
 
     evaluator = build_evaluator(
         config,

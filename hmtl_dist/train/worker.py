@@ -163,12 +163,12 @@ class Trainer:
         )
         self.recorder = Recorder(config, rank_context, self._training, evaluation, self.objective)
 
-        share = make_plan(config, evaluation, shuffle=False).num_draws / rank_context.world_size
+        share = math.ceil(evaluation.num_draws / rank_context.world_size)
 
         @contextmanager
         def batches() -> Generator[Iterable[Batch]]:
             with open_stream(config, evaluation, rank_context) as stream:
-                told = counted(stream, math.ceil(share), self._evaluating)
+                told = counted(stream, share, self._evaluating)
                 yield told if self.watchdog is None else self.watchdog.each(told)
 
         self._evaluator = build_evaluator(config, self.objective, evaluation, batches, device=self.device, ranks=ranks)

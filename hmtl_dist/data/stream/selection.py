@@ -60,6 +60,11 @@ class Selection:
     """None draws every sample once."""
     sources: tuple[Source, ...]
 
+    @property
+    def num_draws(self) -> int:
+        """Draws of an epoch, over all sets."""
+        return sum(source.draws for source in self.sources)
+
 
 def open_training(config: DataConfig) -> Selection:
     """Open what a configuration trains on.
