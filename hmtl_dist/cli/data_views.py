@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from hmtl_dist.data.catalog.registry import DataSet
     from hmtl_dist.data.dataset.build import BuildReport
-    from hmtl_dist.data.dataset.conflicts import Survey
     from hmtl_dist.data.dataset.foreign import ForeignReport
     from hmtl_dist.data.dataset.schema import IndexHeader
+    from hmtl_dist.data.dataset.survey import Survey
     from hmtl_dist.data.dataset.verify import Pair, VerifyReport
     from hmtl_dist.data.summary import PlanSummary
 

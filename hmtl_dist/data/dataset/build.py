@@ -24,7 +24,6 @@ from pydantic import ValidationError
 
 from hmtl_dist.config.base import Section
 from hmtl_dist.data.dataset.adapter import Adapter, Rejected, RejectedError
-from hmtl_dist.data.dataset.conflicts import Survey, survey
 from hmtl_dist.data.dataset.copies import as_rejected, find_copies
 from hmtl_dist.data.dataset.index import table_key
 from hmtl_dist.data.dataset.pictures import PictureSettings, store_picture
@@ -33,6 +32,7 @@ from hmtl_dist.data.dataset.schema import Field, IndexHeader
 from hmtl_dist.data.dataset.sources import all_stamps, are_unchanged, stamps_of, write_stamps
 from hmtl_dist.data.dataset.split import assign_splits
 from hmtl_dist.data.dataset.spool import Spool, read_refs, write_spool
+from hmtl_dist.data.dataset.survey import Survey, survey
 from hmtl_dist.data.dataset.tables import Column, decode_table, encode_table, text_column, texts_of
 from hmtl_dist.data.dataset.writing import (
     ShardRecord,

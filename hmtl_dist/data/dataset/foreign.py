@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from hmtl_dist.data.dataset.conflicts import Survey, survey
 from hmtl_dist.data.dataset.index import open_dataset, open_index, table_key
 from hmtl_dist.data.dataset.labels import MAX_CLASSES, LabelSpec, read_value
 from hmtl_dist.data.dataset.pool import run_tasks
 from hmtl_dist.data.dataset.schema import Field, IndexHeader, LabelValue
+from hmtl_dist.data.dataset.survey import Survey, survey
 from hmtl_dist.data.dataset.tables import encode_table
 from hmtl_dist.data.dataset.tars import JsonValue, find_tars, read_tar
 from hmtl_dist.data.dataset.values import class_of, group_of, is_missing

@@ -13,10 +13,10 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmtl_dist.data.dataset.conflicts import conflict_of, locator, name_of
 from hmtl_dist.data.dataset.duplicates import BANDS, near_pairs, same_pairs
 from hmtl_dist.data.dataset.index import SampleTable, ShardIndex, open_dataset, open_index
 from hmtl_dist.data.dataset.pool import run_tasks
+from hmtl_dist.data.dataset.survey import conflict_of, locator, name_of
 from hmtl_dist.data.decode import DecodeError, decode
 from hmtl_dist.data.storage.hashing import HashingReader
 from hmtl_dist.errors import UserError

@@ -10,10 +10,10 @@ from PIL import Image
 
 from hmtl_dist.data.catalog.folder import FolderAdapter
 from hmtl_dist.data.dataset.build import BuildSettings, build
-from hmtl_dist.data.dataset.conflicts import survey
 from hmtl_dist.data.dataset.duplicates import BANDS, NEAR_BITS, near_pairs, same_pairs
 from hmtl_dist.data.dataset.labels import parse_labels
 from hmtl_dist.data.dataset.schema import Field
+from hmtl_dist.data.dataset.survey import survey
 from hmtl_dist.data.dataset.tables import encode_table
 from hmtl_dist.data.dataset.verify import VerifyReport, verify
 from hmtl_dist.data.dataset.writing import (

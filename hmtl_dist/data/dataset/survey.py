@@ -1,4 +1,7 @@
-"""The same picture with different labels: one of them is wrong, and no reader of the set can tell which."""
+"""What should be known of a set's labels: which samples lack one, and where one picture has different ones.
+
+Of those one is wrong, and no reader of the set can tell which.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +43,7 @@ def survey(url: str) -> Survey:
     shards = [(index, shard) for index in indexes for shard in range(len(index))]
     if not shards:
         return Survey([], {})
-    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="conflicts") as pool:
+    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="survey") as pool:
         tables = list(pool.map(_columns, shards))
     digests = np.concatenate([digest for digest, _ in tables])
     pairs = same_pairs(digests)
