@@ -140,7 +140,9 @@ def _allowed(kind: str, given: Any, context: Mapping[str, Any], slot: Slot) -> s
 def _as_list(given: Any) -> str:
     """Say that a list is wanted, and how one of what was given is written."""
     names = isinstance(given, str) and re.fullmatch(r"\w+( *, *\w+)*", given)
-    return f"{_LIST}, such as [{given}]" if names or isinstance(given, (int, float)) else _LIST
+    if names:
+        return f"{_LIST}, such as [{given}]"
+    return f"{_LIST}, such as [{shown(given)}]" if isinstance(given, (int, float)) else _LIST
 
 
 def _tag_problem(details: ErrorDetails, path: str, slot: Slot) -> _Problem:
