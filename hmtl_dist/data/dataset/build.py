@@ -168,10 +168,14 @@ def build(
         )
         _claim(storage, manifest, overwrite=overwrite)
         results: list[_ShardResult] = []
-        done, total = 0, len(spool.offsets) * (2 if settings.drop_duplicates else 1)
-        on_progress(0, total)
+        done, passes = 0, 2 if settings.drop_duplicates else 1
+
+        def tell(read: int) -> None:
+            on_progress(read // passes, len(spool.offsets))
+
+        tell(0)
         if settings.drop_duplicates:
-            copies = _copies(storage, adapter, spool, num_workers, lambda read: on_progress(read, total))
+            copies = _copies(storage, adapter, spool, num_workers, tell)
             spool.rejected += as_rejected(spool, copies)
             splits = _assign(spool, settings, adapter, copies[:, 0])
             done = len(spool.offsets) + len(copies)
@@ -181,7 +185,7 @@ def build(
         for result in run_tasks(_build_shard, tasks, num_workers, preload=["webdataset.writer"]):
             results.append(result)
             done += result.planned
-            on_progress(done, total)
+            tell(done)
     results.sort(key=lambda result: result.record.name)
     rejected = spool.rejected + [
         row for _, row in sorted((entry for result in results for entry in result.rejected), key=lambda entry: entry[0])
