@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hmtl_dist.console import Console, duration
+from hmtl_dist.console import Console
 from hmtl_dist.errors import UserError
+from hmtl_dist.progress import duration
 
 _CHATTY = """
 import ctypes, os, subprocess, sys

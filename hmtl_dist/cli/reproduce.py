@@ -99,7 +99,7 @@ def _listener(console: "Console", update: "Callable[..., None]", total: int, par
 
 
 def _word(result: "Result") -> str:
-    from hmtl_dist.console import duration
+    from hmtl_dist.progress import duration
 
     if result.status == "FAILED":
         return f"failed: {result.error}"

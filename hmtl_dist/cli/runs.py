@@ -32,8 +32,9 @@ def ls(runs: Patterns = None, as_json: AsJson = False) -> None:
     """List the runs that were started here, newest last."""
     from rich.table import Table
 
-    from hmtl_dist.console import Console, duration
+    from hmtl_dist.console import Console
     from hmtl_dist.launch.kept import find_runs
+    from hmtl_dist.progress import duration
 
     with Console() as console:
         found = find_runs(runs or (), console.warn)

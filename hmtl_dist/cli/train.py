@@ -15,9 +15,10 @@ from hmtl_dist.cli import completion
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hmtl_dist.console import Console, ProgressBar
+    from hmtl_dist.console import Console
     from hmtl_dist.data.storage.waits import Wait
     from hmtl_dist.launch.driver import Again, Finished
+    from hmtl_dist.progress import ProgressBar
     from hmtl_dist.run_config import RunConfig
     from hmtl_dist.train.base import Progress as Step
 
@@ -262,7 +263,7 @@ class _View:
 
     def show(self, step: "Step") -> None:
         """Show a line of progress."""
-        from hmtl_dist.console import duration
+        from hmtl_dist.progress import duration
 
         bar = self._bar = self._bar or self._stack.enter_context(self._console.progress("train", step.total_steps))
         if step.phase == "resume":  # nothing has been measured yet

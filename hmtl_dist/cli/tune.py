@@ -82,7 +82,7 @@ def _run(request: "Request", seeds: list[int], console: "Console", *, quiet: boo
 
 
 def _tell(request: "Request", outcome: "Outcome", console: "Console") -> None:
-    from hmtl_dist.console import duration
+    from hmtl_dist.progress import duration
 
     console.show(_leaderboard(request, outcome))
     images = sum(record.images for record in outcome.records)
@@ -146,8 +146,8 @@ def _tell_plan(request: "Request", console: "Console", *, as_json: bool) -> None
     """Show the first trials, what one takes, and how long all would."""
     import os
 
-    from hmtl_dist.console import duration
     from hmtl_dist.launch.ray_cluster import cluster_address
+    from hmtl_dist.progress import duration
     from hmtl_dist.tune.analysis import shown
     from hmtl_dist.tune.ledger import Ledger
     from hmtl_dist.tune.request import estimate

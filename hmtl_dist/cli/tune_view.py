@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from hmtl_dist.console import Console, Paced, duration, waiting
+from hmtl_dist.console import Console, Paced
 from hmtl_dist.data.storage.waits import LOOK_SECONDS, Wait
+from hmtl_dist.progress import duration, waiting
 from hmtl_dist.train.base import Progress
 from hmtl_dist.tune.analysis import best_so_far, ranked, short_names, shown
 from hmtl_dist.tune.book import Book

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from hmtl_dist.console import duration
+from hmtl_dist.progress import duration
 from hmtl_dist.report.charts import Bar, draw_bars, draw_curves
 from hmtl_dist.report.study import Confusion, Group, Picture, Study, SuiteTable, images_of
 from hmtl_dist.tracking.history import RecordedRun, told_metrics
