@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-    from hmtl_dist.inference.info import Origin
+    from hmtl_dist.inference.info import ModelInfo, Origin
 
 EVAL = "eval/"
 DIGEST_LENGTH = 36
@@ -51,9 +51,9 @@ def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folde
     """Make an MLflow model of a folder written by `inference.folder.write_model` and return its id.
 
     The model is code and safetensors (never a pickle), has a signature and an input example, and brings our own code
-    along. It is called like its run, and linked with the step, the figures and the data of its evaluation. With
-    `tracking.register_model` it becomes a new registered version, to which the alias moves. Done twice with the same
-    weights, the first model stays; what a killed delivery has left is removed.
+    along. It is called like its run, says what it is in its parameters, and is linked with the step, the figures and
+    the data of its evaluation. With `tracking.register_model` it becomes a new registered version, to which the alias
+    moves. Done twice with the same weights, the first model stays; what a killed delivery has left is removed.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -64,10 +64,12 @@ def log_model(client: "MlflowClient", config: TrackingConfig, run_id: str, folde
     digest = model_digest(folder)
     model_id = _logged_model(client, run, digest)
     if model_id is None:
-        origin = read_info(folder).origin
+        info = read_info(folder)
+        origin = info.origin
         name = _NOT_IN_NAMES.sub("-", run.info.run_name or "model")
         tags = {"digest": digest} | ({"weights": origin.weights} if origin else {})
-        logged = client.create_logged_model(run.info.experiment_id, name=name, source_run_id=run_id, tags=tags)
+        experiment_id = run.info.experiment_id
+        logged = client.create_logged_model(experiment_id, name, run_id, tags=tags, params=_params(info))
         model_id = logged.model_id
         with temporary_folder("model") as work:
             _save_pyfunc(work / "model", folder, run_id=run_id, model_id=model_id, uri=logged.artifact_location)
@@ -92,6 +94,20 @@ def _logged_model(client: "MlflowClient", run: "Run", digest: str) -> str | None
         elif model.tags.get("digest") == digest:
             found = model.model_id
     return found
+
+
+def _params(info: "ModelInfo") -> dict[str, str]:
+    """Say what a model is, in the words of the configuration, for the page that compares models."""
+    said: dict[str, object] = {
+        "model.backbone": info.model.backbone,
+        "num_parameters": info.num_parameters,
+        "data.image_size": info.image_size,
+        "tasks": ", ".join(info.tasks),
+    }
+    if origin := info.origin:
+        said |= {key: origin.recipe.get(key) for key in ("recipe", "seed")}
+        said |= {"dataset": origin.dataset, "global_step": origin.global_step}
+    return {key: str(value) for key, value in said.items() if value not in (None, "")}
 
 
 def _metrics(client: "MlflowClient", run_id: str, model_id: str, origin: "Origin") -> "list[Metric]":

@@ -238,10 +238,19 @@ def test_the_model_is_called_like_its_run_and_linked_with_step_figures_and_data(
     run, client = trained.run, trained.client
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert (model.name, model.tags["weights"]) == ("whole", "last")
+    assert model.params is not None
+    assert {key: model.params[key] for key in ("model.backbone", "recipe", "seed", "tasks", "dataset")} == {
+        "model.backbone": "test_efficientnet",
+        "recipe": run.data.params["recipe"],
+        "seed": run.data.params["seed"],
+        "tasks": "expression, gender",
+        "dataset": "drawn",
+    }
     assert run.outputs is not None
     assert run.inputs is not None
     last = max(metric.step for metric in client.get_metric_history(run.info.run_id, "eval/expression/accuracy"))
     assert [(output.model_id, output.step) for output in run.outputs.model_outputs] == [(model.model_id, last)]
+    assert model.params["global_step"] == str(last)
     found = {metric.key: (metric.value, metric.step) for metric in model.metrics or ()}
     assert found["eval/expression/accuracy"] == (run.data.metrics["eval/expression/accuracy"], last)
     assert found.keys() >= {"eval/gender/accuracy", "eval/expression/loss", "eval/puzzling/accuracy"}
