@@ -55,6 +55,11 @@ class Background:
         self.wait()
         self._running = in_thread(work, self._name, nice=NICENESS)
 
+    @property
+    def busy(self) -> bool:
+        """Whether work is in flight."""
+        return self._running is not None and not self._running.done()
+
     def wait(self) -> None:
         """Wait for the work in flight, raising what went wrong with it."""
         running, self._running = self._running, None

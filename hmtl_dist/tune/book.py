@@ -59,9 +59,8 @@ class Book:
         return {}
 
     def in_order(self) -> list[Record]:
-        """Return all trials by their numbers."""
-        with self._lock:
-            return self.ledger.in_order()
+        """Return all trials by their numbers; does not wait for one that is being written."""
+        return self.ledger.in_order()
 
     @property
     def exhausted(self) -> bool:
@@ -77,9 +76,8 @@ class Book:
             return max(self.space.num_trials, len(self.ledger.records)) - sum(one.ended for one in self.in_order())
 
     def close(self) -> None:
-        """Hand out no more trials."""
-        with self._lock:
-            self.closed = True
+        """Hand out no more trials; does not wait for one that is being written."""
+        self.closed = True
 
     def begin(self, number: int) -> None:
         """Note that a trial has a process."""

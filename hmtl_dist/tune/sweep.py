@@ -27,7 +27,7 @@ from hmtl_dist.tracking.facts import code_tags
 from hmtl_dist.tracking.jsonl import Journal
 from hmtl_dist.tracking.runs import create_run, finish_run, record_metrics, run_url, tag_run
 from hmtl_dist.tracking.sink import open_tracker
-from hmtl_dist.train.background import in_thread
+from hmtl_dist.train.background import Background, in_thread
 from hmtl_dist.train.base import Progress
 from hmtl_dist.tune.analysis import best_so_far, winner
 from hmtl_dist.tune.book import Book
@@ -131,6 +131,7 @@ class _Sweep:
         self._notes = _Notes(self._tracking)
         self._began = time.monotonic()
         self._saved = 0.0
+        self._saving = Background("time spent")
 
     def _begin(self) -> SweepState:
         """Read how the sweep was begun, or note it.
@@ -253,17 +254,22 @@ class _Sweep:
         self._onlooker.progress(number, progress)
 
     def tick(self) -> None:
-        """Write the time spent down, now and then."""
-        if time.monotonic() - self._saved > SAVE_SECONDS:
+        """Write the time spent down, now and then; storage that is away does not keep the onlooker waiting."""
+        if time.monotonic() - self._saved > SAVE_SECONDS and not self._saving.busy:
             self._saved = time.monotonic()
-            self._save_time()
+            state = self._state_by_now()
+            self._saving.start(lambda: self._ledger.write_state(state))
         self._onlooker.tick()
 
     def _spent(self) -> float:
         return self._state.seconds + time.monotonic() - self._began
 
+    def _state_by_now(self) -> SweepState:
+        return self._state.model_copy(update={"seconds": self._spent()})
+
     def _save_time(self) -> None:
-        self._ledger.write_state(self._state.model_copy(update={"seconds": self._spent()}))
+        self._saving.wait()
+        self._ledger.write_state(self._state_by_now())
 
     # --- the winner again ----------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The ledger is all that a sweep remembers: whatever is killed, it goes on from there."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,3 +145,32 @@ def test_a_state_of_another_version_is_refused_in_a_line(tmp_path: Path) -> None
     (tmp_path / "sweep.json").write_text('{"other": 1}')
     with pytest.raises(UserError, match="not of this version"):
         ledger.state()
+
+
+def test_whoever_watches_does_not_wait_for_a_record_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = book(tmp_path)
+    drawn = first.next()
+    writing, back = threading.Event(), threading.Event()
+
+    def write(*_: object) -> None:  # to a storage that is away
+        writing.set()
+        assert back.wait(60)
+
+    monkeypatch.setattr("hmtl_dist.tune.ledger.Ledger.write", write)
+    telling = threading.Thread(target=first.hear, args=(0, news(10), {}), daemon=True)
+    telling.start()
+    assert writing.wait(60)
+    seen: list[list[Record]] = []
+
+    def watch() -> None:
+        seen.append(first.in_order())
+        first.close()
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    watching.join(30)
+    assert (seen, first.closed) == ([[drawn]], True)
+    back.set()
+    telling.join()
