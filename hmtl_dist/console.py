@@ -8,6 +8,7 @@ import ctypes
 import errno
 import io
 import os
+import re
 import sys
 import time
 import traceback
@@ -18,11 +19,18 @@ from typing import Any, Self, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
-from rich.console import RenderableType
 from rich.live import Live
+from rich.measure import Measurement, measure_renderables
+from rich.table import Table
 
 from hmtl_dist.errors import STORAGE_TROUBLE, UserError
 from hmtl_dist.progress import PLAIN_SECONDS, Lines, ProgressBar, bar_on, waiting
+
+_ANY_WIDTH = 1_000_000
+_FOLDED_COLUMNS = 24
+"""Least width of a column whose words may be broken, such as addresses."""
+_BREAK = re.compile(r"(?<=[/._])(?=\w{3})")
+"""Where the head of a column, such as a metric's or a setting's name, may be broken."""
 
 
 class Console:
@@ -54,6 +62,11 @@ class Console:
         """Whether somebody may watch a bar move."""
         return self._rich.is_terminal
 
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._rich.width
+
     def say(self, text: str = "") -> None:
         """Print a line; markup in it means nothing."""
         self._rich.print(text, markup=False)
@@ -68,9 +81,39 @@ class Console:
             line, gap = line + gap + part, "  "
         self.say(line)
 
-    def show(self, renderable: RenderableType) -> None:
-        """Print a table or another rich object."""
-        self._rich.print(renderable)
+    def show(self, table: Table, keep: int | None = None) -> None:
+        """Print a table of which no word is cut, nor broken unless there is no other way.
+
+        Args:
+            table: Is changed by this.
+            keep: Columns after so many may be left out, from the end, on a terminal that has no room for them.
+        """
+        if not self.is_terminal:  # where nobody sees an edge, a table is as wide as it needs
+            width = max(self.width, _needed(self._rich, table))
+            _set_widths(self._rich, table)
+            RichConsole(file=self._out, highlight=False, emoji=False, width=width).print(table)
+            return
+        left_out = self.fit(table, keep)
+        self._rich.print(table)
+        if left_out:
+            self.say(f"no room here for {left_out} more columns, which `--json` shows")
+
+    def fit(self, table: Table, keep: int | None = None) -> int:
+        """Fit a table to the terminal: break its heads, then take columns off its end; return how many.
+
+        Args:
+            table: Is changed by this.
+            keep: Columns that stay whatever there is room for, from the first; None for all.
+        """
+        left_out = 0
+        if _needed(self._rich, table) > self.width:
+            for column in table.columns:
+                column.header = _BREAK.sub("\n", str(column.header))
+            while keep is not None and len(table.columns) > keep and _needed(self._rich, table) > self.width:
+                table.columns.pop()
+                left_out += 1
+        _set_widths(self._rich, table)
+        return left_out
 
     def pass_on(self, text: str) -> None:
         """Write what another program printed, as it is."""
@@ -201,6 +244,43 @@ class Counted:
         """Show what is waited for, and for how long by now."""
         if not self._quiet:
             self._waits.tell(self._bar, what, seconds)
+
+
+def _measured(terminal: RichConsole, table: Table) -> tuple[list[Measurement], int]:
+    """Return the least width of each column (of its longest word) and the most; and the width of the frame."""
+    options = terminal.options.update(max_width=_ANY_WIDTH)
+    columns: list[Measurement] = []
+    for column in table.columns:
+        least, most = measure_renderables(terminal, options, [column.header, *column.cells])
+        if column.no_wrap:
+            least = most
+        elif column.overflow == "fold":
+            least = min(least, _FOLDED_COLUMNS)
+        columns.append(Measurement(least, most))
+    whole = Measurement.get(terminal, options, table).maximum
+    return columns, whole - sum(column.maximum for column in columns)
+
+
+def _needed(terminal: RichConsole, table: Table) -> int:
+    """Return the columns that a table needs so that no word of it is broken."""
+    columns, frame = _measured(terminal, table)
+    return frame + sum(column.minimum for column in columns)
+
+
+def _set_widths(terminal: RichConsole, table: Table) -> None:
+    """Give each column its longest word's width at least, which rich by itself does not, and share out the rest."""
+    columns, frame = _measured(terminal, table)
+    room = terminal.width - frame - sum(column.minimum for column in columns)
+    if terminal.is_terminal and room < 0:  # words have to be broken
+        for column in table.columns:
+            column.overflow = "fold"
+        return
+    room = max(0, room)
+    wanted = sorted(range(len(columns)), key=lambda place: columns[place].span)
+    for rank, place in enumerate(wanted):
+        more = min(columns[place].span, room // (len(wanted) - rank))
+        table.columns[place].width = columns[place].minimum + more
+        room -= more
 
 
 class Paced:

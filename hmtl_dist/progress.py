@@ -28,9 +28,22 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def waiting(what: str, seconds: float) -> str:
-    """Say what is waited for, and for how long by now."""
-    return f"waiting for {what} {duration(seconds)}"
+def waiting(what: str, seconds: float, room: int | None = None) -> str:
+    """Say what is waited for, as much of its end as there are columns for, and for how long by now."""
+    since = duration(seconds)
+    what = what if room is None else _fitting(what, room - cell_len(f"waiting for  {since}"))
+    return f"waiting for {what} {since}"
+
+
+def joined(parts: Sequence[str], room: int) -> str:
+    """Return parts in a line of so many columns; what has no room is left out from the end."""
+    line = ""
+    for part in parts:
+        longer = f"{line}  {part}" if line else part
+        if cell_len(longer) > room:
+            break
+        line = longer
+    return line
 
 
 class ProgressBar:
@@ -97,14 +110,7 @@ class _Bar(ProgressBar):
         bar.refresh()
 
     def _update(self, step: int, parts: Sequence[str]) -> None:
-        room = self._room()
-        figures = ""
-        for part in parts:
-            longer = f"{figures}  {part}" if figures else part
-            if cell_len(longer) > room:
-                break
-            figures = longer
-        self._bar.update(self._task, completed=step, figures=figures)
+        self._bar.update(self._task, completed=step, figures=joined(parts, self._room()))
         now = time.monotonic()
         if now - self._shown >= _REFRESH_SECONDS:
             self._shown = now
@@ -112,7 +118,7 @@ class _Bar(ProgressBar):
 
     def wait(self, what: str, seconds: float) -> None:
         """Tell what is waited for: as much of its end as there is room for."""
-        self.tell(waiting(_fitting(what, self._room() - cell_len(waiting("", seconds))), seconds))
+        self.tell(waiting(what, seconds, self._room()))
 
     def tell(self, text: str) -> None:
         """Tell it where the figures were."""

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from hmtl_dist.console import Console
 from hmtl_dist.errors import UserError
 from hmtl_dist.progress import duration
+from tests.terminal import frames
 
 _CHATTY = """
 import ctypes, os, subprocess, sys
@@ -180,24 +182,6 @@ def test_name_that_looks_like_an_emoji_stays(capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr().out == "smile:number:smile:\n"
 
 
-def frames(program: str, columns: int) -> list[str]:
-    """Run a program on a terminal and return what it drew on its last line, frame by frame."""
-    leader, follower = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns)}
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=follower, env=environment)
-    os.close(follower)
-    text = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            text += chunk
-    except OSError:  # how Linux says that the other end was closed
-        pass
-    os.close(leader)
-    assert process.wait() == 0
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
-    return [frame.rstrip() for frame in re.split(r"[\r\n]+", plain) if frame.strip()]
-
-
 TRAIN = """
 from hmtl_dist.console import Console
 with Console() as console, console.progress("train", 300) as progress:
@@ -274,3 +258,35 @@ def test_plain_progress_tells_what_is_done_between_two_steps_once_an_interval(
         progress.tell("evaluating 55%")
         progress.update(2)
     assert capfd.readouterr().out.splitlines() == ["train 1/100 1%", "evaluating 45%", "train 2/100 2%"]
+
+
+TABLE = """
+from rich.table import Table
+from hmtl_dist.console import Console
+table = Table("run", "status", "expression/accuracy", "learning_rate", box=None)
+table.add_row("a-run-of-a-name", "finished", "best 0.1234", "0.000625")
+with Console() as console:
+    console.show(table, keep=2)
+"""
+
+
+def test_a_table_loses_its_last_columns_and_says_so_rather_than_be_cut() -> None:
+    assert "".join(frames(TABLE, 80)).split() == [
+        *("run", "status", "expression/accuracy", "learning_rate"),
+        *("a-run-of-a-name", "finished", "best", "0.1234", "0.000625"),
+    ]
+    assert frames(TABLE, 44)[-2:] == [
+        " a-run-of-a-name  finished  best 0.1234",
+        "no room here for 1 more columns, which `--json` shows",
+    ]
+    assert all(word in "".join(frames(TABLE, 20)).replace(" ", "") for word in ("run", "finished"))
+
+
+def test_in_a_pipe_no_word_of_a_table_is_broken(capfd: pytest.CaptureFixture[str]) -> None:
+    words = [letter * 30 for letter in "abcde"]
+    table = Table(*words)
+    table.add_row(*words[::-1])
+    with Console() as console:
+        console.show(table)
+    head, row = (re.findall(r"\w+", line) for line in capfd.readouterr().out.splitlines() if "a" in line)
+    assert (head, row) == (words, words[::-1])

@@ -30,7 +30,7 @@ Runs = Annotated[
 @app.command("ls")
 def ls(runs: Patterns = None, as_json: AsJson = False) -> None:
     """List the runs that were started here, newest last."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from hmtl_dist.console import Console
     from hmtl_dist.launch.kept import find_runs
@@ -44,13 +44,13 @@ def ls(runs: Patterns = None, as_json: AsJson = False) -> None:
         if not found:
             console.say("no runs here yet; `hmtl-dist demo` trains one")
             return
-        table = Table("run", "status", "epoch", "step", "metric", "size", "seen", box=None, pad_edge=False)
+        whole = (Column("seen", no_wrap=True), "step", Column("size", no_wrap=True))
+        table = Table("run", "status", "epoch", "metric", *whole, box=None, pad_edge=False)
         for run in found:
             ago = f"{duration(time.time() - run.seen)} ago"
-            table.add_row(
-                run.name, run.status, _epochs(run), str(run.step), _metric(run), num_bytes_as_text(run.num_bytes), ago
-            )
-        console.show(table)
+            size = num_bytes_as_text(run.num_bytes)
+            table.add_row(run.name, run.status, _epochs(run), _metric(run), ago, str(run.step), size)
+        console.show(table, keep=4)
 
 
 @app.command("show")

@@ -84,7 +84,7 @@ def _run(request: "Request", seeds: list[int], console: "Console", *, quiet: boo
 def _tell(request: "Request", outcome: "Outcome", console: "Console") -> None:
     from hmtl_dist.progress import duration
 
-    console.show(_leaderboard(request, outcome))
+    console.show(_leaderboard(request, outcome), keep=3 + len(request.space.metrics))
     images = sum(record.images for record in outcome.records)
     console.say(f"{len(outcome.records)} trials, {images:,} pictures, {duration(outcome.seconds)}")
     metric = request.space.metric

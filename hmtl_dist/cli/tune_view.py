@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from hmtl_dist.console import Console, Paced
 from hmtl_dist.data.storage.waits import LOOK_SECONDS, Wait
-from hmtl_dist.progress import duration, waiting
+from hmtl_dist.progress import duration, joined, waiting
 from hmtl_dist.train.base import Progress
 from hmtl_dist.tune.analysis import best_so_far, ranked, short_names, shown
 from hmtl_dist.tune.book import Book
@@ -84,32 +86,45 @@ class SweepView(Onlooker):
         self._last = now
         records = book.in_order()
         if self._live is not None:
-            self._live.update(self._table(records), refresh=True)
+            self._live.update(self._screen(records), refresh=True)
         elif not first:
             with self._lock:
-                self._console.say(self._line(records))
+                self._console.say("  ".join(self._parts(records)))
 
     def end(self) -> None:
         """Close the table."""
         if self._live is not None and self._book is not None:
-            self._live.update(self._table(self._book.in_order()), refresh=True)
+            self._live.update(self._screen(self._book.in_order()), refresh=True)
         self._live = None
         self._stack.close()
         self._lines.clear()
 
     # --- what is shown -------------------------------------------------------------------------------------------
 
-    def _table(self, records: Sequence[Record]) -> Table:
+    def _screen(self, records: Sequence[Record]) -> Group:
+        """Draw the trials, how the sweep stands, and what is waited for."""
+        table, left_out = self._table(records)
+        parts = self._parts(records)
+        if left_out:
+            parts.append(f"no room for {left_out} more columns")
+        lines = [joined(parts, self._console.width)]
+        if self._wait is not None and time.monotonic() - self._wait[1] < 2 * LOOK_SECONDS:
+            lines.append(waiting(self._wait[0].what, self._wait[0].seconds, self._console.width))
+        return Group(table, *(Text(line) for line in lines))
+
+    def _table(self, records: Sequence[Record]) -> tuple[Table, int]:
+        """Lay the trials out; return how many settings have no room, too."""
         names = short_names(self._space.varied)
         metrics = [metric.removeprefix("eval/") for metric, _ in self._space.metrics]
-        table = Table("trial", "status", "step", *metrics, "img/s", "ETA", *names.values(), caption=self._line(records))
+        heads = ["trial", "status", "step", *metrics, "ETA", "img/s"]
+        table = Table(*heads, *names.values())
         running = [record for record in records if self._runs(record)]
         others = [record for record in ranked(self._space, records) if not self._runs(record)]
         for record in [*running, *others[: max(3, SHOWN - len(running))]]:
             table.add_row(*self._row(record))
         if len(others) + len(running) > table.row_count:
             table.add_row(f"… {len(others) + len(running) - table.row_count} more")
-        return table
+        return table, self._console.fit(table, len(heads) - 1)
 
     def _runs(self, record: Record) -> bool:
         return self._book is not None and record.number in self._book.begun
@@ -123,28 +138,27 @@ class SweepView(Onlooker):
         metrics = [f"{record.metrics[name]:.4f}" if name in record.metrics else "" for name, _ in self._space.metrics]
         total = line.total_steps if line else record.total_steps
         params = [shown(record.params[path]) if path in record.params else "" for path in self._space.varied]
-        return [str(record.number), status, f"{step}/{total}" if total else "", *metrics, f"{rate:.1f}", eta, *params]
+        return [str(record.number), status, f"{step}/{total}" if total else "", *metrics, eta, f"{rate:.1f}", *params]
 
-    def _line(self, records: Sequence[Record]) -> str:
-        """Say how the sweep stands: trials, best, speed, time left."""
+    def _parts(self, records: Sequence[Record]) -> list[str]:
+        """Say how the sweep stands: trials, best, time left, speed."""
         if self._book is None:
-            return ""
+            return []
         seconds = time.monotonic() - self._began
-        running = [self._lines[number] for number in self._book.begun if number in self._lines]
-        parts = [f"{self._title} {_count(self._book)}", f"{len(self._book.begun)} running"]
-        best = best_so_far(self._space, records)
-        if best is not None:
-            parts.append(f"best {self._space.metric.removeprefix('eval/')} {best:.4f}")
-        parts.append(f"{sum(line.samples_per_second for line in running):.1f} img/s")
+        begun = set(self._book.begun)  # Ray Tune's thread changes it
+        parts = [f"{self._title} {_count(self._book)}", f"{len(begun)} running"]
         steps = {number: line.global_step for number, line in self._lines.items()}
         left = seconds_left(records, steps, _total(self._book), self._images_before, seconds)
         if left is not None and not self._space.exchanges:
             parts.append(f"ETA {duration(left)}")
+        best = best_so_far(self._space, records)
+        if best is not None:
+            parts.append(f"best {self._space.metric.removeprefix('eval/')} {best:.4f}")
+        rate = sum(self._lines[number].samples_per_second for number in begun if number in self._lines)
+        parts.append(f"{rate:.1f} img/s")
         if self._hours is not None:
             parts.append(f"budget left {duration(self._hours * 3600 - seconds)}")
-        if self._wait is not None and time.monotonic() - self._wait[1] < 2 * LOOK_SECONDS:
-            parts.append(waiting(self._wait[0].what, self._wait[0].seconds))
-        return "  ".join(parts)
+        return parts
 
     def _word(self, record: Record) -> str:
         if record.status == "FAILED":

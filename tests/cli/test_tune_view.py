@@ -1,4 +1,6 @@
-"""The time left of a sweep is told by the pictures that are left."""
+"""What a sweep shows: the time left, by the pictures that are left, and a table that any terminal has room for."""
+
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +8,7 @@ from hmtl_dist.cli.tune_view import SweepView, seconds_left
 from hmtl_dist.console import Console
 from hmtl_dist.data.storage.waits import Wait
 from hmtl_dist.tune.ledger import Record
+from tests.terminal import frames
 from tests.tune.spaces import space
 
 
@@ -45,3 +48,41 @@ def test_what_is_waited_for_is_told_before_there_is_a_table(capfd: pytest.Captur
     with Console() as console:
         SweepView(console, space()).wait(Wait("s3://faces", 12.0))
     assert capfd.readouterr().out == "waiting for s3://faces 12s\n"
+
+
+PROGRESS = """
+import sys
+from hmtl_dist.cli.tune_view import SweepView
+from hmtl_dist.console import Console
+from hmtl_dist.data.storage.waits import Wait
+from hmtl_dist.train.base import Progress
+from hmtl_dist.tune.book import Book
+from hmtl_dist.tune.ledger import Ledger
+from hmtl_dist.tune.member import News
+from hmtl_dist.tune.space import load_space
+space = load_space("joint")
+book = Book(space, Ledger(sys.argv[1]), 1188)
+for number in range(3):
+    book.begin(book.next().number)
+    book.hear(number, News(step=132, metrics={space.metric: 0.4275}, total_steps=1188, batch_size=24, images=3168), {})
+with Console() as console:
+    view = SweepView(console, space)
+    view.begin("demo-joint", book, 3, 0.0, None)
+    view.progress(0, Progress("train", 140, 1188, 1.2, 118.2, 0.02, 0.001, eta_seconds=200))
+    view.wait(Wait("s3://a-bucket/of-a-sweep-whose-address-is-long/and-has-no-room-on-a-terminal/of-80-columns", 12))
+    view.tick()
+    view.end()
+"""
+
+
+@pytest.mark.parametrize(("columns", "settings"), [(80, 1), (120, 5), (200, 7)])
+def test_the_table_keeps_trials_metric_and_time_left_at_any_width(columns: int, settings: int, tmp_path: Path) -> None:
+    drawn = frames(PROGRESS, columns, str(tmp_path))
+    assert max(map(len, drawn)) <= columns
+    assert not any("…" in line for line in drawn if not line.startswith("waiting"))
+    row = next(line for line in drawn if line.startswith("│ 0"))
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[:6] == ["0", "running", "140/1188", "0.4275", "3m20s", "118.2"]
+    assert len(cells) == 6 + settings
+    assert any(line.startswith("demo-joint [0/48]  3 running") for line in drawn)
+    assert next(line for line in drawn if line.startswith("waiting for")).endswith("of-80-columns 12s")
